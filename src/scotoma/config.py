@@ -1,0 +1,281 @@
+"""Settings of a run: typed, checked, and saved as they were used.
+
+A setting comes, later ones winning, from the defaults below, the recipe, a settings file, and
+``--set section.name=value``. Unknown names are refused with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from scotoma.errors import SettingsError
+from scotoma.files import write_text
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class DataSettings(Section):
+    """Which files are images, masks, channels and patients, and what the values in a mask mean."""
+
+    labels: str | None = Field(None, description="folder (or, in case folders, file stem) of the masks")
+    channels: list[str] | None = Field(None, description="in case folders: file stems of the channels")
+    patient_pattern: str | None = Field(
+        None, description="regular expression whose first group is the patient in a case id"
+    )
+    label_map: dict[int, int | Literal["ignore"]] | None = Field(
+        None, description="value in the file -> class index or 'ignore'; default: as `check` proposes"
+    )
+    classes: list[str] | None = Field(None, description="class names, background first")
+    instances: bool | None = Field(
+        None, description="mask values are object ids: every non-zero value is class 1"
+    )
+    annotated: dict[str, list[int]] = Field(
+        default_factory=dict, description="case id -> foreground classes drawn there, where not all are"
+    )
+    tolerance_mm: float = Field(
+        0.01, gt=0, description="how far an image's and its mask's corner voxels may lie apart"
+    )
+    cache: str | None = Field(None, description="folder of preprocessed cases; default: RUN/cache")
+
+
+class SplitSettings(Section):
+    """Which cases train, validate and test. Cases of one patient stay together."""
+
+    test: float = Field(0.0, ge=0, lt=1, description="share of the cases set aside: the last ones by name")
+    folds: int = Field(5, ge=2, description="the rest is cut into this many folds, at random by the seed")
+    fold: int | Literal["all"] = Field(
+        0, description="the fold that validates; 'all' trains one model per fold"
+    )
+    file: str | None = Field(
+        None, description="JSON with lists of case ids: train, validation and, if wanted, test"
+    )
+
+
+class PlanSettings(Section):
+    """What the plan derives from the data unless it is given here."""
+
+    kind: Literal["auto", "2d", "2.5d", "3d"] = "auto"
+    memory_gib: float | None = Field(
+        None, gt=0, description="budget of a training step; default 8 on a GPU, 3 on CPU"
+    )
+    spacing: list[float] | None = Field(None, description="mm, slice axis first; default: median of the data")
+    patch: list[int] | None = Field(None, description="voxels, slice axis first")
+    batch: int | None = Field(None, ge=1, description="patches per step and device")
+    context: int = Field(1, ge=1, description="slices seen on either side by a 2.5-D network")
+    normalisation: Literal["auto", "mri", "ct", "unit", "zscore"] = "auto"
+
+
+class NetworkSettings(Section):
+    """The segmenter."""
+
+    architecture: Literal["unet", "resunet", "segresnet", "swinunetr"] = "unet"
+    features: int | None = Field(None, ge=4, description="features of the first stage; default 32")
+    max_features: int | None = Field(
+        None, ge=4, description="features of the deepest stage; default 320 in 3-D, 512 in 2-D"
+    )
+    depth: int | None = Field(
+        None, ge=2, description="number of stages; default: until the patch is 4 voxels wide"
+    )
+    stem: int | None = Field(
+        None, ge=1, le=4, description="stride of the first convolution; default 1 on a GPU, 2 on CPU"
+    )
+    deep_supervision: bool = True
+    dropout: float = Field(0.0, ge=0, lt=1)
+    prior_bias: bool = Field(
+        False,
+        description="start the last layer at the log share of each class, so that nothing is lesion at first",
+    )
+
+
+class TrainingSettings(Section):
+    """The loop."""
+
+    steps: int = Field(2500, ge=1, description="optimiser steps")
+    minutes: float | None = Field(
+        None, gt=0, description="instead of steps: as many as fit, timed on this machine before the start"
+    )
+    epoch_steps: int = Field(50, ge=1, description="steps between two validations and checkpoints")
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    schedule: Literal["poly", "cosine", "constant"] = "cosine"
+    warmup_steps: int = Field(50, ge=0)
+    gradient_clip: float = Field(12.0, gt=0, description="largest norm of the gradient")
+    accumulate: int = Field(1, ge=1, description="batches whose gradients are summed before a step")
+    foreground_share: float = Field(
+        0.5, ge=0, le=1, description="share of patches centred on a foreground voxel"
+    )
+    augmentation: bool = True
+    precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
+    devices: int = Field(1, ge=1)
+    nodes: int = Field(1, ge=1)
+    workers: int | None = Field(
+        None, ge=0, description="loader processes; default: processors - 1, at most 8"
+    )
+    validation_patches: int = Field(
+        64, ge=1, description="fixed patches of the validation cases seen every epoch"
+    )
+    select: Literal["best", "last"] = Field(
+        "best", description="weights kept: best by validation Dice, or the last"
+    )
+    early_stopping: int | None = Field(
+        None, ge=1, description="epochs without a better validation Dice before the end"
+    )
+    collapse_patience: int = Field(
+        5, ge=1, description="validations in a row that are all background or all foreground before the alarm"
+    )
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _number_to_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) else value
+
+
+class PredictionSettings(Section):
+    overlap: float = Field(0.5, ge=0, lt=1, description="of neighbouring windows")
+    flips: bool = Field(
+        False, description="average over mirrored inputs: 4 times the time in 2-D, 8 times in 3-D"
+    )
+
+
+class Settings(Section):
+    """Everything a run can be told."""
+
+    recipe: str = "baseline"
+    seed: int = Field(0, ge=0)
+    data: DataSettings = Field(default_factory=DataSettings)
+    split: SplitSettings = Field(default_factory=SplitSettings)
+    plan: PlanSettings = Field(default_factory=PlanSettings)
+    network: NetworkSettings = Field(default_factory=NetworkSettings)
+    objective: dict[str, Any] = Field(default_factory=dict)
+    training: TrainingSettings = Field(default_factory=TrainingSettings)
+    prediction: PredictionSettings = Field(default_factory=PredictionSettings)
+
+    def save(self, path: Path) -> None:
+        write_text(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("scotoma.recipes")
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def load_settings(
+    recipe: str | None = None, file: Path | None = None, overrides: list[str] | dict[str, Any] | None = None
+) -> Settings:
+    """Put the settings of a run together.
+
+    Args:
+        recipe: name of a recipe of the package, or path of a YAML file in the same form.
+        file: YAML with any of the settings.
+        overrides: ``["training.steps=500"]`` or ``{"training.steps": 500}``.
+
+    Raises:
+        SettingsError: unknown recipe or setting, or a value of the wrong type.
+
+    Example:
+        >>> load_settings("baseline", overrides=["training.steps=500"]).training.steps
+        500
+    """
+    content: dict[str, Any] = {}
+    if file is not None:
+        content = _read_yaml(file)
+    recipe = recipe or content.get("recipe") or "baseline"
+    merged = _read_recipe(recipe)
+    _merge(merged, content)
+    merged["recipe"] = Path(recipe).stem
+    for name, value in _split_overrides(overrides or []):
+        target = merged
+        *sections, last = name.split(".")
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise SettingsError(f"--set {name}: '{section}' is a value, not a section of settings.")
+        target[last] = value
+    return parse_settings(merged)
+
+
+def read_settings(path: Path) -> Settings:
+    """Read the settings saved with a run."""
+    return parse_settings(_read_yaml(path), source=str(path))
+
+
+def parse_settings(content: dict[str, Any], source: str = "settings") -> Settings:
+    try:
+        return Settings.model_validate(content)
+    except ValidationError as error:
+        raise SettingsError(_explain(error, source)) from None
+
+
+def _split_overrides(overrides: list[str] | dict[str, Any]) -> list[tuple[str, Any]]:
+    if isinstance(overrides, dict):
+        return list(overrides.items())
+    pairs = []
+    for text in overrides:
+        name, sign, value = text.partition("=")
+        if not sign or not name.strip():
+            raise SettingsError(f"--set {text}: write it as section.name=value.")
+        try:
+            pairs.append((name.strip(), yaml.safe_load(value)))
+        except yaml.YAMLError:
+            raise SettingsError(f"--set {text}: the value is not valid YAML.") from None
+    return pairs
+
+
+def _read_recipe(recipe: str) -> dict[str, Any]:
+    if recipe.endswith((".yaml", ".yml")):
+        return _read_yaml(Path(recipe))
+    if recipe not in recipe_names():
+        close = difflib.get_close_matches(recipe, recipe_names(), 1)
+        hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(recipe_names())}."
+        raise SettingsError(f"no recipe '{recipe}'; {hint}")
+    return yaml.safe_load(resources.files("scotoma.recipes").joinpath(f"{recipe}.yaml").read_text("utf-8"))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror}).") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not valid YAML ({str(error).splitlines()[0]}).") from None
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path}: expected settings as 'section: ...', found {type(content).__name__}.")
+    return content
+
+
+def _merge(base: dict[str, Any], extra: dict[str, Any]) -> None:
+    for key, value in extra.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = value
+
+
+def _explain(error: ValidationError, source: str) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(where, _setting_names(Settings), 1, 0.5)
+        hint = f"did you mean '{close[0]}'?" if close else "`scotoma train --help` names the settings."
+        return f"{source}: unknown setting '{where}'; {hint}"
+    return f"{source}: {where} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}."
+
+
+def _setting_names(model: type[BaseModel], prefix: str = "") -> list[str]:
+    names = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            names += _setting_names(kind, f"{prefix}{name}.")
+        names.append(f"{prefix}{name}")
+    return names
