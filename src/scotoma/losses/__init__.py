@@ -1,0 +1,18 @@
+"""Losses for imperfect labels: pure PyTorch, usable without the rest of the package.
+
+Every loss takes logits (B, C, *S) with class 0 = background and a target (B, *S) or (B, 1, *S) of integer
+classes, in 2-D and 3-D.
+"""
+
+from .common import NonFiniteLossError
+from .lopsided import LopsidedBootstrapLoss, beta_from_miss_rate, lopsided_bootstrap_loss
+from .objective import Objective, prior_bias
+
+__all__ = [
+    "LopsidedBootstrapLoss",
+    "NonFiniteLossError",
+    "Objective",
+    "beta_from_miss_rate",
+    "lopsided_bootstrap_loss",
+    "prior_bias",
+]

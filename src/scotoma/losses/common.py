@@ -1,0 +1,172 @@
+"""What every loss shares: inputs brought into one form, means that are exact over processes, ramps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+IGNORED = -100
+"""Target value of voxels that do not count, inside the losses (PyTorch's own default)."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """A term of the objective is NaN or infinite; `term` names it."""
+
+    def __init__(self, term: str):
+        super().__init__(
+            f"the loss term '{term}' is not finite; look at the images and labels of this batch, "
+            "lower the learning rate or train with precision 32"
+        )
+        self.term = term
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Logits and target in the form the losses compute with.
+
+    Attributes:
+        logits: (B, C, *S), float32 or float64.
+        target: (B, *S), int64, classes 0..C-1, `IGNORED` where the voxel does not count.
+        valid: (B, *S) bool, or None when every voxel counts.
+    """
+
+    logits: Tensor
+    target: Tensor
+    valid: Tensor | None
+
+    def count(self) -> Tensor:
+        """Valid voxels of each image: (B,) of the dtype of the logits."""
+        if self.valid is None:
+            return self.logits.new_full((self.target.shape[0],), float(self.target[0].numel()))
+        return self.valid.flatten(1).sum(1).to(self.logits.dtype)
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """float16 and bfloat16 become float32; float32 and float64 stay."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def prepare(logits: Tensor, target: Tensor, ignore_index: int | Sequence[int] | None) -> Batch:
+    """Check the shapes and bring logits and target into one form.
+
+    Args:
+        logits: (B, C, *S) with C >= 2 and two or three (or any number of) spatial axes.
+        target: (B, *S) or (B, 1, *S), any integer, bool or float type.
+        ignore_index: label value, or several, of voxels that do not count.
+
+    Raises:
+        ValueError: the shapes do not belong together.
+    """
+    if logits.ndim < 3 or logits.shape[1] < 2:
+        raise ValueError(
+            f"logits must be (batch, classes >= 2, *space), background included; got {tuple(logits.shape)}"
+        )
+    target = class_map(target, logits.shape[2:])
+    if target.shape[0] != logits.shape[0]:
+        raise ValueError(f"{logits.shape[0]} images in the logits but {target.shape[0]} in the target")
+    target = target.long()
+    ignored = ignored_voxels(target, ignore_index)
+    if ignored is None:
+        return Batch(full_precision(logits), target, None)
+    return Batch(full_precision(logits), target.masked_fill(ignored, IGNORED), ~ignored)
+
+
+def class_map(target: Tensor, space: Sequence[int]) -> Tensor:
+    """(B, *S) from (B, *S) or (B, 1, *S); `space` is what S must be."""
+    space = tuple(space)
+    if target.ndim == len(space) + 2 and target.shape[1] == 1:
+        target = target[:, 0]
+    if target.ndim != len(space) + 1 or tuple(target.shape[1:]) != space:
+        raise ValueError(
+            f"target must be (batch, *space) or (batch, 1, *space) with space {space}; "
+            f"got {tuple(target.shape)}"
+        )
+    return target
+
+
+def ignored_voxels(target: Tensor, ignore_index: int | Sequence[int] | None) -> Tensor | None:
+    """Mask of the voxels with one of the ignored values; None where no value is ignored."""
+    if ignore_index is None:
+        return None
+    values = [ignore_index] if isinstance(ignore_index, int) else list(ignore_index)
+    mask = torch.zeros_like(target, dtype=torch.bool)
+    for value in values:
+        mask |= target == value
+    return mask
+
+
+def ramp(progress: float, window: tuple[float, float] | Sequence[float] | None) -> float:
+    """0 before the window of training, 1 after it, linear between; without a window always 1.
+
+    >>> ramp(0.5, (0.4, 0.6)), ramp(0.1, (0.4, 0.6)), ramp(0.1, None)
+    (0.5, 0.0, 1.0)
+    """
+    if window is None:
+        return 1.0
+    start, end = window
+    if progress >= end:
+        return 1.0
+    return max(0.0, (progress - start) / (end - start))
+
+
+def check_window(name: str, window: Sequence[float] | None) -> tuple[float, float] | None:
+    """A ramp's window as a pair 0 <= start < end <= 1."""
+    if window is None:
+        return None
+    pair = tuple(float(x) for x in window)
+    if len(pair) != 2 or not 0 <= pair[0] < pair[1] <= 1:
+        raise ValueError(
+            f"{name} must be [start, end] with 0 <= start < end <= 1 of training; got {list(window)}"
+        )
+    return pair[0], pair[1]
+
+
+# --- means over the joined batch of several processes -------------------------------------------------
+
+
+def processes() -> int:
+    """Number of processes that train together (1 without torch.distributed)."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def joined(total: Tensor) -> bool:
+    """Whether this value must be joined over processes: several of them, and a gradient is wanted.
+
+    Validation (no gradient) stays local, so that a loss may be looked at by one process alone.
+    """
+    return processes() > 1 and total.requires_grad and torch.is_grad_enabled()
+
+
+def joined_mean(total: Tensor, count: Tensor) -> Tensor:
+    """sum / count over the joined batch, so that the average of all processes' gradients is its gradient.
+
+    Each process returns `processes * its total / everybody's count`; the mean of these values over the
+    processes is the joined mean. A count of zero gives zero with zero gradient.
+
+    Args:
+        total: scalar with gradient.
+        count: scalar without gradient.
+    """
+    count = count.detach()
+    if joined(total):
+        count = count.clone()
+        dist.all_reduce(count)
+        total = total * processes()
+    return torch.where(count > 0, total / count.clamp(min=torch.finfo(count.dtype).tiny), total * 0)
+
+
+def gather_images(values: Tensor) -> Tensor:
+    """One detached value per image from every process, in order of rank: (B_0 + B_1 + ...,)."""
+    values = values.detach()
+    sizes = [torch.zeros(1, dtype=torch.long, device=values.device) for _ in range(processes())]
+    dist.all_gather(sizes, torch.tensor([len(values)], device=values.device))
+    longest = int(max(int(size) for size in sizes))
+    padded = values.new_zeros(longest)
+    padded[: len(values)] = values
+    parts = [torch.zeros_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
