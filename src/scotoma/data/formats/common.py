@@ -48,7 +48,7 @@ def only_channel(path: Path, array: np.ndarray) -> np.ndarray:
     """The (*S) array of a mask that must have a single channel."""
     if array.shape[0] != 1:
         raise InputError(
-            f"{path}: a mask needs one value per voxel, here are {array.shape[0]}; merge its channels into one."
+            f"{path}: a mask needs one channel, this one has {array.shape[0]}; merge them into one."
         )
     return array[0]
 
@@ -66,3 +66,20 @@ def outside(folder: Path, name: str) -> bool:
     base = os.path.normpath(os.path.abspath(folder))
     target = os.path.normpath(os.path.join(base, name))
     return os.path.commonpath([base, target]) != base
+
+
+def is_dicom(path: Path) -> bool:
+    """True for a file with the DICOM mark behind its preamble."""
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def is_dicom_folder(path: Path) -> bool:
+    """True for a folder that holds DICOM files directly."""
+    if not path.is_dir():
+        return False
+    files = [p for p in sorted(path.iterdir()) if p.is_file() and not p.name.startswith(".")]
+    return any(p.suffix.lower() in (".dcm", ".ima") or is_dicom(p) for p in files[:8])

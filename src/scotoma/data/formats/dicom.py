@@ -35,23 +35,6 @@ class DicomHeader:
     modality: str
 
 
-def is_dicom(path: Path) -> bool:
-    """True for a file with the DICOM mark behind its preamble."""
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
-
-
-def is_dicom_folder(path: Path) -> bool:
-    """True for a folder that holds DICOM files directly."""
-    if not path.is_dir():
-        return False
-    files = [p for p in sorted(path.iterdir()) if p.is_file() and not p.name.startswith(".")]
-    return any(p.suffix.lower() in (".dcm", ".ima") or is_dicom(p) for p in files[:8])
-
-
 @dataclass(frozen=True)
 class _Slice:
     path: Path
