@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scotoma.data import image
-from scotoma.data.formats.common import outside
-from scotoma.data.formats.dicom import is_dicom_folder
+from scotoma.data.formats.common import is_dicom_folder, outside
 from scotoma.errors import InputError, SettingsError
 
 
@@ -182,7 +181,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _label_names(path: Path, labels: Any) -> dict[int, str] | None:
-    """value -> name, from {"name": value} (nnU-Net; a list of values is a region) or {"value": name} (MSD)."""
+    """value -> name, from {name: value} (nnU-Net; a list of values is a region) or {value: name} (MSD)."""
     if labels is None:
         return None
     if not isinstance(labels, dict):
@@ -272,10 +271,9 @@ def _cases_of(
     cases: dict[str, list[tuple[str, Path]]] = {}
     for name, path in named.items():
         match = _SUFFIX.match(name)
-        if match is None:
-            raise InputError(
-                f"{path}: its name has no channel number; name it {name}_0000{image.extension(path)}."
-            )
+        if match is None:  # a stranger among numbered files: `check` will say what it lacks
+            cases.setdefault(name, []).append(("", path))
+            continue
         cases.setdefault(match["case"], []).append((match["channel"], path))
     return [Case(c, tuple(p for _, p in sorted(files))) for c, files in cases.items()]
 
@@ -383,7 +381,7 @@ def _open_paired(root: Path, labels: str | None, channels: list[str] | None) -> 
     train, lost = _paired(cases, masks)
     if masks and train and not any(c.label for c in train):
         raise InputError(
-            f"{root / present[0]}: no mask is named like an image (first mask {next(iter(masks.values())).name}, "
+            f"{root / present[0]}: no mask is named like an image (first mask {next(iter(masks))}, "
             f"first image {train[0].images[0].name}); give both the same name."
         )
     return Dataset(

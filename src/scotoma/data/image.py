@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from scotoma.data.formats.common import fitting_type, only_channel
+from scotoma.data.formats.common import fitting_type, is_dicom, only_channel
 from scotoma.data.grid import Grid
 from scotoma.errors import InputError, ScotomaError
 from scotoma.files import replacing
@@ -87,10 +87,8 @@ def _format(path: Path) -> Any:
         return import_module("scotoma.data.formats.dicom")
     name = _FORMATS.get(extension(path))
     if name is None:
-        from scotoma.data.formats import dicom
-
-        if dicom.is_dicom(path):
-            return dicom
+        if is_dicom(path):
+            return import_module("scotoma.data.formats.dicom")
         known = " ".join(_FORMATS)
         raise InputError(f"{path}: not an image format that is read; convert it to one of {known}.")
     return import_module(f"scotoma.data.formats.{name}")
