@@ -45,7 +45,7 @@ def prepare_image(image: Image, plan: Plan) -> tuple[np.ndarray, Grid]:
     if image.array.shape[0] != len(plan.channel_names):
         raise InputError(
             f"{where}: {image.array.shape[0]} channels, but the model was planned for"
-            f" {len(plan.channel_names)} ({', '.join(plan.channel_names)}); give the same channels in the same order."
+            f" {len(plan.channel_names)} ({', '.join(plan.channel_names)}); give the same channels, in that order."
         )
     if (image.grid.ndim == 2) != plan.pictures:
         kinds = ("a volume", "a picture") if plan.pictures else ("a picture", "a volume")

@@ -1,0 +1,215 @@
+"""Training a run: the loop over epochs, on one process or many."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import BatchSampler, DataLoader
+
+from scotoma.config import Settings
+from scotoma.data.plan import Plan
+from scotoma.data.preprocess import CachedCase
+from scotoma.data.sampling import VALIDATION_EPOCH, EpochSampler, PatchDataset
+from scotoma.errors import SettingsError
+from scotoma.files import write_json
+from scotoma.losses import Objective
+from scotoma.networks.segmenter import Segmenter
+from scotoma.training.callbacks import CollapseAlarm, KeepWeights, MetricsTable, SaveEveryEpoch
+from scotoma.training.checkpoint import SafetensorsCheckpointIO
+from scotoma.training.engine import EarlyStopping, TensorBoardLogger, Trainer
+from scotoma.training.module import SegmentationModule
+from scotoma.training.run import RunFolder, new_segmenter
+
+log = logging.getLogger("scotoma")
+
+
+def fit(
+    run: RunFolder,
+    settings: Settings,
+    plan: Plan,
+    train: Sequence[CachedCase],
+    validation: Sequence[CachedCase],
+    *,
+    resume: bool = False,
+    progress_bar: bool = False,
+) -> None:
+    """Train a segmenter; leaves model.safetensors, metrics.csv and TensorBoard events in the run folder.
+
+    On one machine the same settings and seed give the same weights, interrupted and resumed or not.
+
+    Args:
+        run: where to write.
+        settings: sections network, objective and training, and the seed.
+        plan: patch, batch, network.
+        train: preprocessed cases to train on.
+        validation: preprocessed cases to select by.
+        resume: go on from checkpoints/last where there is one.
+        progress_bar: show one.
+
+    Raises:
+        SettingsError: an objective whose settings contradict each other.
+        ScotomaError: a loss term that is not finite.
+    """
+    training = settings.training
+    warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
+    warnings.filterwarnings("ignore", message=".*srun.*|.*tensorboard.*|.*isinstance\\(treespec.*")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+    steps = training.steps
+    torch.manual_seed(settings.seed)
+    segmenter = new_segmenter(plan)
+    if settings.network.prior_bias:
+        segmenter.set_prior(class_prior(train, len(plan.classes)))
+    objective = build_objective(settings, plan)
+    module = SegmentationModule(segmenter, objective, settings, steps, plan.classes)
+
+    epochs = -(-steps // training.epoch_steps)
+    collapse = CollapseAlarm(training.collapse_patience)
+    keep = KeepWeights(run.best, training.select)
+    callbacks: list[Any] = [keep, collapse, MetricsTable(run.metrics)]
+    if training.early_stopping:
+        callbacks.append(EarlyStopping("validation_dice", patience=training.early_stopping, mode="max"))
+    callbacks.append(SaveEveryEpoch(run.last))
+    several = training.devices * training.nodes > 1
+    trainer = Trainer(
+        accelerator="auto",
+        devices=training.devices,
+        num_nodes=training.nodes,
+        strategy="ddp" if several else "auto",
+        precision=training.precision if training.precision != "32" else "32-true",
+        max_epochs=epochs,
+        max_steps=steps,
+        gradient_clip_val=training.gradient_clip,
+        accumulate_grad_batches=training.accumulate,
+        plugins=[SafetensorsCheckpointIO()],
+        logger=TensorBoardLogger(run.path, name="events", version=""),
+        callbacks=callbacks,
+        enable_checkpointing=False,
+        enable_progress_bar=progress_bar,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=training.epoch_steps,
+        deterministic="warn" if torch.cuda.is_available() else False,
+    )
+    train_loader, validation_loader = loaders(
+        settings, plan, train, validation, rank=trainer.global_rank, world=trainer.world_size
+    )
+    start = time.monotonic()
+    checkpoint = run.last if resume and run.last.is_file() else None
+    trainer.fit(module, train_loader, validation_loader, ckpt_path=checkpoint, weights_only=False)
+    if trainer.is_global_zero:
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        shutil.copyfile(run.best, run.path / ".model.safetensors")
+        (run.path / ".model.safetensors").replace(run.weights)
+        write_json(run.alarms, collapse.alarms)
+        log.info(
+            "trained %d steps in %.0f s; weights of epoch %d (validation Dice %.3f)",
+            trainer.global_step,
+            time.monotonic() - start,
+            keep.best_epoch,
+            keep.best,
+        )
+
+
+def build_objective(settings: Settings, plan: Plan) -> Objective:
+    """The objective that the settings describe.
+
+    Raises:
+        SettingsError: unknown or contradicting settings.
+    """
+    try:
+        return Objective(len(plan.classes), **settings.objective)
+    except (TypeError, ValueError) as error:
+        text = str(error).replace(
+            "Objective.__init__() got an unexpected keyword argument", "unknown setting"
+        )
+        raise SettingsError(f"objective: {text}.") from None
+
+
+def class_prior(cases: Sequence[CachedCase], classes: int) -> list[float]:
+    """Share of every class among the labelled voxels, none below 1e-4."""
+    counts = torch.tensor([case.voxels for case in cases], dtype=torch.float64).sum(0).clamp_min(1.0)
+    share = (counts / counts.sum()).clamp_min(1e-4)
+    return (share / share.sum()).tolist()
+
+
+def loaders(
+    settings: Settings,
+    plan: Plan,
+    train: Sequence[CachedCase],
+    validation: Sequence[CachedCase],
+    rank: int = 0,
+    world: int = 1,
+) -> tuple[DataLoader, DataLoader]:
+    """Loaders of training patches and of the fixed validation patches, for one of several processes."""
+    training = settings.training
+    workers = loader_workers(training.workers)
+    common: dict[str, Any] = {
+        "num_workers": workers,
+        "persistent_workers": workers > 0,
+        "pin_memory": torch.cuda.is_available(),
+    }
+    patches = PatchDataset(
+        train,
+        plan,
+        seed=settings.seed,
+        foreground_share=training.foreground_share,
+        augment=training.augmentation,
+    )
+    sampler = EpochSampler(training.epoch_steps * training.accumulate, plan.batch, rank, world)
+    fixed = PatchDataset(validation, plan, seed=0, foreground_share=training.foreground_share, augment=False)
+    batches = -(-training.validation_patches // (plan.batch * world))
+    fixed_sampler = EpochSampler(batches, plan.batch, rank, world, epoch=VALIDATION_EPOCH)
+    return (
+        DataLoader(patches, batch_sampler=BatchSampler(sampler, plan.batch, drop_last=False), **common),
+        DataLoader(
+            fixed,
+            batch_sampler=BatchSampler(fixed_sampler, plan.batch, drop_last=False),
+            **{**common, "num_workers": min(workers, 1), "persistent_workers": workers > 0},
+        ),
+    )
+
+
+def loader_workers(wanted: int | None) -> int:
+    """Loader processes: as set, or one less than the processors and at most 8."""
+    import os
+
+    if wanted is not None:
+        return wanted
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(8, processors - 1))
+
+
+def time_steps(
+    settings: Settings, plan: Plan, train: Sequence[CachedCase], segmenter: Segmenter | None = None
+) -> float:
+    """Seconds of one training step on this machine, loading included: median of a few after warming up."""
+    segmenter = segmenter or new_segmenter(plan)
+    objective = build_objective(settings, plan)
+    patches = PatchDataset(
+        train, plan, seed=1, foreground_share=settings.training.foreground_share, augment=False
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    segmenter.to(device).train()
+    optimizer = torch.optim.SGD(segmenter.parameters(), lr=1e-9)
+    times = []
+    for step in range(8):
+        items = [patches[(0, step * plan.batch + n)] for n in range(plan.batch)]
+        image = torch.stack([item["image"] for item in items]).to(device)
+        label = torch.stack([item["label"] for item in items]).to(device)
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        objective(segmenter(image), label, image=image).backward()
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return sorted(times[3:])[2]
