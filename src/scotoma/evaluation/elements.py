@@ -39,7 +39,7 @@ def element_measures(spacing: tuple[float, ...]) -> np.ndarray:
         (2 ** 2 ** d,) float64 array, in unit^(d-1).
 
     Example:
-        >>> element_measures((1.0, 1.0))[0b0011]
+        >>> float(element_measures((1.0, 1.0))[0b0011])
         1.0
     """
     scale = np.asarray(spacing, float)

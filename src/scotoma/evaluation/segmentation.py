@@ -100,7 +100,8 @@ def class_boxes(masks: list[np.ndarray], num_classes: int) -> list[tuple[slice, 
         present = [box for box in candidates if box is not None]
         boxes.append(
             tuple(
-                slice(min(s.start for s in sides), max(s.stop for s in sides)) for sides in zip(*present, strict=True)
+                slice(min(s.start for s in sides), max(s.stop for s in sides))
+                for sides in zip(*present, strict=True)
             )
             if present
             else None
