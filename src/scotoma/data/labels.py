@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import numpy as np
@@ -41,7 +43,9 @@ class LabelMap(BaseModel):
             names = ", ".join(self.classes[c] for c in sorted(missing))
             raise ValueError(f"no value in the label map stands for: {names}")
         if extra := used - set(range(len(self.classes))):
-            raise ValueError(f"the label map names class {min(extra)}, but there are {len(self.classes)} classes")
+            raise ValueError(
+                f"the label map names class {min(extra)}, but there are {len(self.classes)} classes"
+            )
         return self
 
     @classmethod
@@ -106,3 +110,119 @@ def keep_annotated(class_map: np.ndarray, annotated: list[int] | None) -> np.nda
     if annotated is None:
         return class_map
     return np.where(np.isin(class_map, annotated), class_map, np.uint8(IGNORE))
+
+
+_MANY_OBJECTS = 8
+_CASES_TO_JUDGE = 4
+
+
+def propose_label_map(
+    values: Mapping[str, Collection[int]], label_names: Mapping[int, str] | None = None
+) -> tuple[LabelMap, list[str]]:
+    """Guess what the values found in the masks of a dataset mean.
+
+    Args:
+        values: case -> the distinct values in its mask, background included.
+        label_names: value -> name where the dataset says it; then the values found change nothing. The
+            name "ignore" marks voxels that do not count.
+
+    Returns:
+        The map, and one sentence for every decision that was not obvious. A value that occurs in one case
+        only, while every other value is common, is taken for a mistake and left out of the map.
+
+    Example:
+        >>> label_map, why = propose_label_map({"a": [0, 255], "b": [0, 255]})
+        >>> label_map.values
+        {0: 0, 255: 1}
+    """
+    if label_names:
+        return _named(label_names)
+    sets = [frozenset(int(v) for v in found) for found in values.values()]
+    counts = Counter(v for found in sets for v in found)
+    if not set(counts) - {0}:
+        return LabelMap.plain(["background", "object"]), ["every mask is empty; one class is assumed"]
+    if why := _looks_like_instances(sets):
+        return LabelMap(classes=["background", "object"], instances=True), [why]
+    reasons: list[str] = []
+    ignored = sorted(v for v in counts if v < 0)
+    if ignored:
+        reasons.append(f"negative values ({_list(ignored)}) are taken to mean 'ignore'")
+    kept = sorted(v for v in counts if v >= 0)
+    foreground = [v for v in kept if v != 0]
+    if len(sets) >= _CASES_TO_JUDGE and len(foreground) > 1:
+        lone = [v for v in foreground if counts[v] == 1]
+        if lone and all(counts[v] > 1 for v in foreground if v not in lone) and len(lone) < len(foreground):
+            reasons.append(f"value {_list(lone)} occurs in one case only and is taken for a mistake")
+            kept = [v for v in kept if v not in lone]
+    if not kept:
+        kept = [0]
+    if kept[0] != 0:
+        reasons.append(f"no voxel has the value 0; the lowest value, {kept[0]}, is taken as background")
+    foreground = kept[1:]
+    if len(foreground) + 2 > IGNORE:
+        why = (
+            f"{len(foreground)} different values are more than there can be classes; taken as ids of objects"
+        )
+        return LabelMap(classes=["background", "object"], instances=True), [why]
+    if foreground == [1, 255] and not any({1, 255} <= found for found in sets):
+        reasons.append("some masks mark the object with 1 and others with 255; both mean the object")
+        return _build(["background", "object"], {kept[0]: 0, 1: 1, 255: 1}, ignored), reasons
+    if len(foreground) > 1 and foreground[-1] == 255 and kept[:-1] == list(range(len(kept) - 1)):
+        reasons.append(f"255 beside 0 to {kept[-2]} is taken to mean 'ignore'")
+        ignored.append(foreground.pop())
+    if foreground and foreground != list(range(1, len(foreground) + 1)):
+        reasons.append(f"values {_list(foreground)} become classes 1 to {len(foreground)}")
+    foreground = foreground or [1]
+    names = ["object"] if len(foreground) == 1 else [f"class {n}" for n in range(1, len(foreground) + 1)]
+    return _build(
+        ["background", *names], {v: n for n, v in enumerate([kept[0], *foreground])}, ignored
+    ), reasons
+
+
+def _build(classes: list[str], values: Mapping[int, int], ignored: Collection[int]) -> LabelMap:
+    targets: dict[int, int | Literal["ignore"]] = dict(values)
+    for value in ignored:
+        targets[value] = "ignore"
+    return LabelMap(classes=classes, values=targets)
+
+
+def _named(label_names: Mapping[int, str]) -> tuple[LabelMap, list[str]]:
+    reasons: list[str] = []
+    ignored = [v for v, name in label_names.items() if name.lower() == "ignore"]
+    kept = {v: label_names[v] for v in sorted(label_names) if v not in ignored}
+    if 0 not in kept:
+        kept = {0: "background"} | kept
+        reasons.append("the value 0 has no name; it is taken as background")
+    if len(kept) < 2:
+        raise InputError("the dataset names no class besides background; correct 'labels' in dataset.json.")
+    order = [0, *(v for v in kept if v != 0)]
+    if ignored:
+        reasons.append(f"value {_list(ignored)} is named 'ignore'")
+    if order != list(range(len(order))):
+        reasons.append(f"values {_list(order[1:])} become classes 1 to {len(order) - 1}")
+    return _build([kept[v] for v in order], {v: n for n, v in enumerate(order)}, ignored), reasons
+
+
+def _looks_like_instances(sets: list[frozenset[int]]) -> str | None:
+    """Why the values seem to be ids of objects; None when they do not."""
+    found = [s - {0} for s in sets if s - {0}]
+    if any(v < 0 for s in found for v in s):
+        return None
+    most = max(len(s) for s in found)
+    if most < _MANY_OBJECTS or (len(found) > 1 and len(set(found)) <= len(found) // 4):
+        return None
+    consecutive = sum(max(s) <= 1.25 * len(s) for s in found)
+    if len(found) == 1 or consecutive < 0.8 * len(found):
+        return None
+    least = min(len(s) for s in found)
+    if least > 0.8 * most:
+        return None
+    return (
+        f"masks hold {least} to {most} different values, counted from 1 in each case anew; "
+        "taken as ids of objects of one class (data.instances)"
+    )
+
+
+def _list(values: Collection[int]) -> str:
+    shown = ", ".join(str(v) for v in list(values)[:6])
+    return shown + (", ..." if len(values) > 6 else "")
