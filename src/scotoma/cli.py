@@ -1,0 +1,443 @@
+"""The command line: verbs that parse, call and print. Everything heavy is imported inside the verbs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from scotoma.data.check import CheckResult
+    from scotoma.evaluation.evaluate import Evaluation
+
+app = typer.Typer(
+    name="scotoma",
+    help="Medical image segmentation when the labels are imperfect.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+FAULTS, UNUSABLE = 1, 2
+"""Exit codes: the data has faults, or some cases failed; the command could not do its work."""
+
+Data = Annotated[
+    Path, typer.Argument(help="Folder of cases: nnU-Net raw, MSD, images/ + labels/, or case folders.")
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.NAME=VALUE", help="Overrule a setting; may be repeated."),
+]
+Config = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+@app.callback(invoke_without_command=False)
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=lambda on: _version(on))
+    ] = False,
+) -> None:
+    if debug:
+        os.environ["SCOTOMA_DEBUG"] = "1"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from scotoma import __version__
+
+        print(f"scotoma {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Out = Path("scotoma-demo"),
+    seeds: Annotated[int, typer.Option(min=1, help="Repeat with this many seeds; mean and spread.")] = 1,
+    quiet: Quiet = False,
+) -> None:
+    """Generate brain phantoms, hide half of the lesions from training, and show what that costs."""
+    from scotoma.benchmarking.demo import run_demo
+
+    with _say(quiet) as say:
+        result = run_demo(out, seeds=seeds, progress=say.progress)
+    print(result.text())
+    print(f"\nreport: {result.report}")
+
+
+@app.command()
+def check(
+    data: Data,
+    config: Config = None,
+    settings: Set = None,
+    recipe: Annotated[str | None, typer.Option(help="Recipe whose settings to start from.")] = None,
+    fix: Annotated[
+        Path | None, typer.Option(help="Write a repaired copy of the data to this new folder.")
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Write the plan that `train` would follow, to edit it.")
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """What is there, what is wrong with it, and which recipe fits. Exit code 1 when there are errors."""
+    from scotoma.config import load_settings
+    from scotoma.data.check import check as run_check
+    from scotoma.training.train import given_label_map, open_data, plan_for
+
+    wanted = load_settings(recipe, config, settings)
+    dataset = open_data(data, wanted)
+    with _say(quiet or json) as say:
+        result = run_check(
+            dataset,
+            label_map=given_label_map(wanted, dataset),
+            annotated=wanted.data.annotated or None,
+            tolerance_mm=wanted.data.tolerance_mm,
+            progress=lambda done, of: say.progress("checking", done, of),
+        )
+    if json:
+        _print_json(result.to_json())
+    elif not quiet or result.faults:
+        _print_check(data, dataset, result, only_faults=quiet)
+    if fix is not None:
+        from scotoma.data.repair import repair
+
+        for line in repair(dataset, result, fix):
+            print(line, file=sys.stderr if json else sys.stdout)
+    errors = any(fault.severity == "error" for fault in result.faults)
+    if plan is not None and not errors and result.label_map is not None:
+        labelled = [case for case in dataset.train if case.label is not None]
+        plan_for(wanted, labelled, result.label_map, result).save(plan)
+    if errors:
+        raise typer.Exit(FAULTS)
+
+
+@app.command()
+def train(
+    data: Data,
+    out: Out,
+    recipe: Annotated[str | None, typer.Option(help="Name of a recipe, or a YAML file like one.")] = None,
+    config: Config = None,
+    settings: Set = None,
+    plan: Annotated[Path | None, typer.Option(help="Follow this plan.json instead of deriving one.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    devices: Annotated[int | None, typer.Option(min=1, help="GPUs, or processes on CPU.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Machines, under SLURM or torchrun.")] = None,
+    precision: Annotated[str | None, typer.Option(help="32, bf16-mixed or 16-mixed.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Check, plan, preprocess and train; evaluates the result on the validation cases."""
+    from scotoma.config import load_settings
+    from scotoma.errors import SettingsError
+    from scotoma.training.train import FaultyDataError
+    from scotoma.training.train import train as run_train
+
+    if resume and (settings or config or recipe):
+        raise SettingsError(
+            "--resume goes on with the run's own settings; leave out --set, --config and --recipe."
+        )
+    wanted = load_settings(recipe, config, settings)
+    for name, value in (("devices", devices), ("nodes", nodes), ("precision", precision)):
+        if value is not None:
+            wanted = _with_setting(wanted, f"training.{name}", value)
+    if seed is not None:
+        wanted.seed = seed
+    with _say(quiet) as say:
+        try:
+            run_train(
+                data,
+                wanted,
+                out,
+                plan_file=plan,
+                resume=resume,
+                progress=say.progress,
+                progress_bar=say.live,
+            )
+        except FaultyDataError as error:
+            say.stop()
+            for line in error.result.lines():
+                print(line, file=sys.stderr)
+            print(f"scotoma: {error}", file=sys.stderr)
+            raise typer.Exit(FAULTS) from None
+    if not quiet:
+        from scotoma.training.summary import run_summary
+
+        print(run_summary(out))
+
+
+@app.command()
+def predict(
+    run: Annotated[
+        Path, typer.Argument(help="Folder written by `train`; with folds inside, they are averaged.")
+    ],
+    images: Annotated[Path, typer.Argument(help="Folder of images, one image, or a dataset with --cases.")],
+    out: Out,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Write probability maps too.")
+    ] = False,
+    cases: Annotated[
+        str | None,
+        typer.Option(
+            help="IMAGES is a dataset; predict its 'train', 'validation' or 'test' cases of this run's split."
+        ),
+    ] = None,
+    flips: Annotated[
+        bool | None, typer.Option("--flips/--no-flips", help="Average over mirrored inputs.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: a GPU if there is one.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Segment new images: masks in the images' own format, grid and label values."""
+    from scotoma.prediction.predict import predict_folder
+
+    with _say(quiet) as say:
+        result = predict_folder(
+            run,
+            images,
+            out,
+            part=cases,
+            probabilities=probabilities,
+            flips=flips,
+            device=device,
+            progress=lambda done, of: say.progress("predicting", done, of),
+        )
+    for case, sentence in result.failed.items():
+        print(f"{case}: {sentence}", file=sys.stderr)
+    if not quiet:
+        print(
+            f"{len(result.written)} written to {out}"
+            + (f", {len(result.failed)} failed" if result.failed else "")
+        )
+    if result.failed:
+        raise typer.Exit(FAULTS)
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Folder written by `predict`, or any folder of masks.")],
+    truth: Annotated[Path, typer.Argument(help="Folder of masks, or a dataset.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the tables; default: PREDICTIONS.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Mask folder (or stem) inside a dataset given as TRUTH.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap intervals.")] = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare predictions with truth: voxels, surfaces in mm, lesions, calibration."""
+    from scotoma.evaluation.evaluate import evaluate as run_evaluate
+
+    with _say(quiet or json) as say:
+        evaluation = run_evaluate(
+            predictions,
+            truth,
+            out=out or predictions,
+            labels=labels,
+            seed=seed,
+            progress=lambda done, of: say.progress("evaluating", done, of),
+        )
+    if json:
+        _print_json(evaluation.content)
+    else:
+        _print_evaluation(evaluation)
+        if not quiet:
+            print(f"\ntables: {out or predictions}")
+    if evaluation.content["failed"]:
+        raise typer.Exit(FAULTS)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder written by `train`.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="HTML file; default: RUN/report.html.")
+    ] = None,
+    evaluation: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder written by `evaluate`, such as a test set's; may be repeated."),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """One self-contained HTML page about a run."""
+    from scotoma.reporting.report import build_report
+
+    with _say(quiet) as say:
+        say.progress("drawing", 0, 0)
+        path = build_report(run, out, evaluations=evaluation)
+    if not quiet:
+        print(path)
+
+
+@app.command()
+def corrupt(
+    data: Data,
+    out: Out,
+    missing_lesions: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of lesions to remove.")
+    ] = None,
+    by: Annotated[
+        str, typer.Option(help="Which lesions go: 'random' or 'size' (smallest first).")
+    ] = "random",
+    boundary: Annotated[str | None, typer.Option(help="Move boundaries by up to this: 2mm or 3px.")] = None,
+    pixels: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of pixels given a wrong class.")
+    ] = None,
+    keep_cases: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of cases that keep their mask.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    config: Config = None,
+    settings: Set = None,
+    json: Json = False,
+) -> None:
+    """Write a copy of a dataset whose training labels have known faults."""
+    from scotoma.config import load_settings
+    from scotoma.imperfections.corrupt import corrupt_dataset, parse_distance
+    from scotoma.training.train import label_map_of, open_data
+
+    wanted = load_settings(None, config, settings)
+    dataset = open_data(data, wanted)
+    result = corrupt_dataset(
+        dataset,
+        label_map_of(dataset, wanted),
+        out,
+        missing_lesions=missing_lesions,
+        by=by,
+        boundary=parse_distance(boundary) if boundary else None,
+        pixels=pixels,
+        keep_fraction=keep_cases,
+        seed=seed,
+    )
+    if json:
+        _print_json(result)
+    else:
+        print(result["summary"])
+
+
+class _Say:
+    """Progress on stderr, only where a person looks and only for work that takes a while."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.live = not quiet and sys.stderr.isatty()
+        self._bar: Any = None
+        self._task: Any = None
+        self._stage = ""
+
+    def progress(self, stage: str, done: int, of: int) -> None:
+        if not self.live:
+            return
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self._bar = Progress(console=Console(stderr=True), transient=True)
+            self._bar.start()
+        if stage != self._stage:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._stage, self._task = stage, self._bar.add_task(stage, total=of or None)
+        self._bar.update(self._task, completed=done, total=of or None)
+        if of and done >= of:
+            self.stop()
+
+    def stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar, self._task, self._stage = None, None, ""
+
+
+@contextmanager
+def _say(quiet: bool) -> Iterator[_Say]:
+    import logging
+
+    say = _Say(quiet)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("scotoma")
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    try:
+        yield say
+    finally:
+        say.stop()
+        logger.removeHandler(handler)
+
+
+def _with_setting(settings: Any, name: str, value: Any) -> Any:
+    from scotoma.config import parse_settings
+
+    content = settings.model_dump()
+    section, key = name.split(".")
+    content[section][key] = value
+    return parse_settings(content, f"--{key}")
+
+
+def _print_json(content: Any) -> None:
+    import json
+
+    print(json.dumps(content, indent=1, allow_nan=False))
+
+
+def _print_check(data: Path, dataset: Any, result: CheckResult, only_faults: bool) -> None:
+    if not only_faults:
+        print(result.text())
+    for line in result.lines():
+        print(line)
+
+
+def _print_evaluation(evaluation: Evaluation) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    for title, header, rows in evaluation.tables():
+        table = Table(title=title, title_justify="left", header_style="bold")
+        for n, name in enumerate(header):
+            table.add_column(name, justify="left" if n == 0 else "right")
+        for row in rows:
+            table.add_row(*[str(cell) for cell in row])
+        console.print(table)
+    for note in evaluation.content["notes"]:
+        console.print(note)
+    for case, sentence in evaluation.content["failed"].items():
+        print(f"{case}: {sentence}", file=sys.stderr)
+
+
+def _guarded(run: Callable[[], None]) -> int:
+    """Run the command line; an error made for the user is one line and an exit code."""
+    from scotoma.errors import ScotomaError
+
+    try:
+        run()
+    except ScotomaError as error:
+        if os.environ.get("SCOTOMA_DEBUG"):
+            raise
+        print(f"scotoma: {error}", file=sys.stderr)
+        return UNUSABLE
+    except KeyboardInterrupt:
+        print("scotoma: interrupted; `--resume` goes on where a run was.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def main() -> None:
+    """Entry point of the `scotoma` command."""
+    sys.exit(_guarded(app))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,321 @@
+"""From a folder of cases to a trained, validated run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from scotoma.config import Settings, read_settings
+from scotoma.data.check import CheckResult, check
+from scotoma.data.dataset import Case, Dataset, open_dataset
+from scotoma.data.image import read_grid
+from scotoma.data.labels import LabelMap
+from scotoma.data.plan import Plan, choose_normalisation, make_plan, read_plan
+from scotoma.data.preprocess import CachedCase, case_key, preprocess
+from scotoma.data.splits import Split, check_split, make_split, read_split
+from scotoma.errors import InputError, ScotomaError, SettingsError
+from scotoma.files import write_json
+from scotoma.training.run import RunFolder
+
+log = logging.getLogger("scotoma")
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, done, all)."""
+
+
+class FaultyDataError(ScotomaError):
+    """The data has faults that training must not meet; `result` lists them."""
+
+    def __init__(self, root: Path, result: CheckResult) -> None:
+        errors = sum(fault.severity == "error" for fault in result.faults)
+        super().__init__(
+            f"{root}: {errors} fault{'s' * (errors != 1)} (listed above); correct them, or write a repaired copy"
+            f" with `scotoma check {root} --fix FOLDER`."
+        )
+        self.result = result
+
+
+def train(
+    data: Path,
+    settings: Settings,
+    out: Path,
+    *,
+    plan_file: Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    progress_bar: bool = False,
+) -> Path:
+    """Check, plan, preprocess, train, and evaluate on the validation cases.
+
+    Args:
+        data: folder of cases in any layout that `open_dataset` reads.
+        settings: of the run; when resuming, those saved in the run count.
+        out: run folder; must not hold a run yet, unless it is resumed.
+        plan_file: a plan to use instead of deriving one.
+        resume: go on with an interrupted run.
+        progress: told about the stages.
+        progress_bar: show the training loop's own bar.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        FaultyDataError: `check` found errors.
+        InputError, SettingsError: see their messages.
+    """
+    run = RunFolder(out)
+    if run.config.is_file():
+        if not resume:
+            raise InputError(f"{out}: holds a run already; resume it with --resume or choose another folder.")
+        settings = read_settings(run.config)
+    if not _first_process():
+        _wait_for_first_process(run)
+    dataset = open_data(data, settings)
+    if settings.split.fold == "all":
+        label_map, result = _checked(dataset, settings, progress)
+        if settings.split.file is not None:
+            raise SettingsError("split.fold = all cuts its own folds, so it cannot go with split.file.")
+        run.path.mkdir(parents=True, exist_ok=True)
+        settings.save(run.config)
+        labelled = [case for case in dataset.train if case.label is not None]
+        patients = len({case.patient or case.id for case in labelled})
+        for fold in range(min(settings.split.folds, patients)):
+            one = settings.model_copy(deep=True)
+            one.split.fold = fold
+            if one.data.cache is None:
+                one.data.cache = str((out / "cache").resolve())
+            part = RunFolder(out / f"fold_{fold}")
+            if part.weights.is_file() and (part.validation / "evaluation.json").is_file():
+                continue
+            log.info("fold %d", fold)
+            _train_one(
+                dataset,
+                one,
+                part,
+                plan_file,
+                part.config.is_file(),
+                progress,
+                progress_bar,
+                label_map,
+                result,
+            )
+        return out
+    finished = run.weights.is_file() and (run.validation / "evaluation.json").is_file()
+    if resume and finished:
+        log.info("%s has finished already", out)
+        return out
+    label_map, result = _checked(dataset, settings, progress)
+    _train_one(dataset, settings, run, plan_file, resume, progress, progress_bar, label_map, result)
+    return out
+
+
+def open_data(data: Path, settings: Settings) -> Dataset:
+    """Open a folder of cases as the settings describe it."""
+    where = settings.data
+    return open_dataset(data, where.labels, where.channels, where.patient_pattern)
+
+
+def given_label_map(settings: Settings, dataset: Dataset) -> LabelMap | None:
+    """The label map that the settings spell out, None when it is left to `check`.
+
+    Raises:
+        SettingsError: a map that is incomplete or contradicts itself.
+    """
+    where = settings.data
+    if where.label_map is None and not where.instances:
+        if where.classes is not None:
+            return _label_map(classes=where.classes, values={n: n for n in range(len(where.classes))})
+        return None
+    if where.instances:
+        return _label_map(classes=where.classes or ["background", "object"], instances=True)
+    assert where.label_map is not None
+    count = max([c for c in where.label_map.values() if c != "ignore"], default=0) + 1
+    names = where.classes
+    if names is None:
+        known = dataset.label_names or {}
+        first = {c: v for v, c in reversed(list(where.label_map.items())) if c != "ignore"}
+        names = ["background", *[known.get(first.get(c, -1), f"class {c}") for c in range(1, count)]]
+    return _label_map(classes=names, values=where.label_map)
+
+
+def _label_map(**content: object) -> LabelMap:
+    try:
+        return LabelMap.model_validate(content)
+    except ValueError as error:
+        text = str(error).splitlines()[2].strip() if len(str(error).splitlines()) > 2 else str(error)
+        raise SettingsError(
+            f"data.label_map: {text.removeprefix('Value error, ').split(' [type=')[0]}."
+        ) from None
+
+
+def _checked(dataset: Dataset, settings: Settings, progress: Progress | None) -> tuple[LabelMap, CheckResult]:
+    """Check the data; refuse it when it has errors."""
+    result = check(
+        dataset,
+        label_map=given_label_map(settings, dataset),
+        annotated=settings.data.annotated or None,
+        tolerance_mm=settings.data.tolerance_mm,
+        progress=(lambda done, of: progress("checking", done, of)) if progress else None,
+    )
+    if any(fault.severity == "error" for fault in result.faults):
+        raise FaultyDataError(dataset.root, result)
+    if result.label_map is None:
+        raise InputError(f"{dataset.root}: no masks to learn from; add a folder labels/ or masks/.")
+    return result.label_map, result
+
+
+def _train_one(
+    dataset: Dataset,
+    settings: Settings,
+    run: RunFolder,
+    plan_file: Path | None,
+    resume: bool,
+    progress: Progress | None,
+    progress_bar: bool,
+    label_map: LabelMap,
+    result: CheckResult,
+) -> None:
+    from scotoma.training.fit import fit, loader_workers, time_steps
+
+    cases = {case.id: case for case in dataset.train if case.label is not None}
+    split = _split(run, settings, list(cases.values()))
+    plan = _plan(run, settings, plan_file, [cases[name] for name in split.train], label_map, result)
+    cache = Path(settings.data.cache) if settings.data.cache else run.path / "cache"
+    workers = loader_workers(settings.training.workers)
+
+    def prepared(names: list[str]) -> list[CachedCase]:
+        return preprocess(
+            [cases[name] for name in names],
+            plan,
+            cache,
+            settings.data.annotated,
+            workers if len(names) > 50 else 0,
+            (lambda done, of: progress("preprocessing", done, of)) if progress else None,
+        )
+
+    train_cases, validation_cases = prepared(split.train), prepared(split.validation)
+    if settings.training.minutes is not None and not run.config.is_file():
+        seconds = time_steps(settings, plan, train_cases)
+        settings.training.steps = max(20, int(settings.training.minutes * 60 / (seconds * 1.1)))
+        settings.training.minutes = None
+        log.info("a step takes %.3f s: %d steps", seconds, settings.training.steps)
+    if _first_process():
+        run.path.mkdir(parents=True, exist_ok=True)
+        plan.save(run.plan)
+        split.save(run.splits)
+        write_json(run.fingerprint, result.fingerprint.model_dump(mode="json"))
+        _write_environment(run, settings, plan, [cases[n] for n in (*split.train, *split.validation)])
+        # Last, since it tells the other processes and --resume that everything before it is there.
+        settings.save(run.config)
+    fit(run, settings, plan, train_cases, validation_cases, resume=resume, progress_bar=progress_bar)
+    if _first_process():
+        _validate(run, settings, [cases[name] for name in split.validation], label_map, progress)
+
+
+def _split(run: RunFolder, settings: Settings, cases: list[Case]) -> Split:
+    wanted = settings.split
+    if run.config.is_file() and run.splits.is_file():
+        split, source = read_split(run.splits), str(run.splits)
+    elif wanted.file is not None:
+        split, source = read_split(Path(wanted.file)), wanted.file
+    else:
+        assert wanted.fold != "all"
+        return make_split(cases, test=wanted.test, folds=wanted.folds, fold=wanted.fold, seed=settings.seed)
+    check_split(split, cases, source)
+    return split
+
+
+def _plan(
+    run: RunFolder,
+    settings: Settings,
+    plan_file: Path | None,
+    cases: list[Case],
+    label_map: LabelMap,
+    result: CheckResult,
+) -> Plan:
+    if run.config.is_file() and run.plan.is_file():
+        return read_plan(run.plan)
+    if plan_file is not None:
+        plan = read_plan(plan_file)
+        if plan.label_map != label_map:
+            raise SettingsError(
+                f"{plan_file}: its label map differs from the data's ({', '.join(label_map.classes)});"
+                " make the plan anew or set data.label_map to the plan's."
+            )
+        return plan
+    return plan_for(settings, cases, label_map, result)
+
+
+def plan_for(settings: Settings, cases: list[Case], label_map: LabelMap, result: CheckResult) -> Plan:
+    """Derive a plan from training cases and the fingerprint of the data."""
+    import torch
+
+    names, normalisation = choose_normalisation(result.fingerprint, settings.plan.normalisation)
+    return make_plan(
+        [read_grid(case.images[0]) for case in cases],
+        normalisation,
+        names,
+        label_map,
+        settings,
+        accelerator=torch.cuda.is_available(),
+    )
+
+
+def _write_environment(run: RunFolder, settings: Settings, plan: Plan, cases: list[Case]) -> None:
+    from scotoma.training.environment import machine, versions
+
+    digest = hashlib.blake2b(digest_size=16)
+    for case in cases:
+        digest.update(case_key(case, plan, settings.data.annotated.get(case.id)).encode())
+    content = {
+        "versions": versions(),
+        "machine": machine(),
+        "seed": settings.seed,
+        "data_hash": digest.hexdigest(),
+        "cases": len(cases),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    write_json(run.environment, content)
+
+
+def _validate(
+    run: RunFolder, settings: Settings, cases: list[Case], label_map: LabelMap, progress: Progress | None
+) -> None:
+    """Predict the validation cases whole and evaluate them."""
+    from scotoma.evaluation.evaluate import evaluate_cases
+    from scotoma.prediction.predict import Predictor, predict_cases
+
+    predictor = Predictor.from_run(run.path)
+    predict_cases(
+        predictor,
+        cases,
+        run.validation,
+        probabilities=True,
+        progress=(lambda done, of: progress("predicting validation cases", done, of)) if progress else None,
+    )
+    evaluate_cases(run.validation, cases, out=run.validation, seed=settings.seed)
+
+
+def _first_process() -> bool:
+    """Whether this is the process that prepares the data (rank 0 of torchrun, SLURM or Lightning)."""
+    return _rank() == 0
+
+
+def _rank() -> int:
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 0
+
+
+def _wait_for_first_process(run: RunFolder, seconds: float = 24 * 3600) -> None:
+    """Under torchrun and SLURM all processes start at once; the others wait for the prepared run folder."""
+    deadline = time.monotonic() + seconds
+    while not run.config.is_file():
+        if time.monotonic() > deadline:
+            raise InputError(f"{run.path}: the first process never finished preparing the data; see its log.")
+        time.sleep(0.5)
