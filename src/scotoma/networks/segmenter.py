@@ -158,6 +158,9 @@ def build_segmenter(
         divisor = [math.prod(s[axis] for s in strides) for axis in range(dims)]
         if deep_supervision:
             network.register_forward_hook(_drop_coarsest)
+        # Heads that give no logits must not wait for gradients: DDP would refuse them.
+        for name in heads[: min(1, len(heads) - 1) if deep_supervision else len(heads) - 1]:
+            network.get_submodule(name).requires_grad_(False)
         return Segmenter(network, classes, stem, divisor, heads, deep_supervision)
     if math.prod(stem) != 1:
         raise ValueError(f"{architecture} has no strided stem; set network.stem to 1")
