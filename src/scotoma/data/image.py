@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from scotoma.data.formats.common import fitting_type, is_dicom, only_channel
+from scotoma.data.formats.common import GridError, LabelError, fitting_type, is_dicom, only_channel
 from scotoma.data.grid import Grid
+from scotoma.data.reorient import turned_onto
 from scotoma.errors import InputError, ScotomaError
 from scotoma.files import replacing
 
@@ -121,7 +122,8 @@ def read_image(paths: Sequence[Path] | Path) -> Image:
 
     Args:
         paths: a file with one or several channels, a folder with a DICOM series, or one file per
-            channel in the order of the channels.
+            channel in the order of the channels. A channel whose voxels are those of the first, stored
+            in another order of axes, is turned.
 
     Returns:
         All channels on one grid, float32.
@@ -134,17 +136,20 @@ def read_image(paths: Sequence[Path] | Path) -> Image:
         raise InputError("an image without files; give at least one channel.")
     raws = [_guarded(f, lambda f=f: _format(f).read(f)) for f in files]
     grid = raws[0].grid
+    arrays = [raws[0].array]
     for file, raw in zip(files[1:], raws[1:], strict=True):
-        if difference := grid_difference(raw.grid, grid, _SAME_PLACE):
-            raise InputError(
+        array = raw.array
+        if difference := grid_difference(grid, raw.grid, _SAME_PLACE):
+            array = turned_onto(raw.array, raw.grid, grid, _SAME_PLACE)
+        if array is None:
+            raise GridError(
                 f"{file}: not on the grid of {files[0].name} ({difference}); "
                 "resample the channels of a case to one grid."
             )
+        arrays.append(array)
     with np.errstate(over="ignore", invalid="ignore"):
-        if len(raws) == 1:
-            array = np.ascontiguousarray(raws[0].array, dtype=np.float32)
-        else:
-            array = np.concatenate([r.array for r in raws], dtype=np.float32, casting="unsafe")
+        array = np.empty((sum(map(len, arrays)), *grid.shape), dtype=np.float32)
+        np.concatenate(arrays, out=array, casting="unsafe")
     return Image(array, grid, files[0], raws[0].header)
 
 
@@ -184,21 +189,21 @@ def as_integers(path: Path, array: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(array, dtype=np.uint8)
     if array.dtype.kind == "f":
         if not np.isfinite(array).all():
-            raise InputError(
+            raise LabelError(
                 f"{path}: label values that are NaN or infinite; replace them, for instance with 0."
             )
         whole = np.rint(array)
         # A scale factor in the header may leave 2.9999998 where 3 is meant.
         wrong = np.abs(array - whole) > 1e-4
         if wrong.any():
-            raise InputError(
+            raise LabelError(
                 f"{path}: label values that are not whole numbers (such as {array[wrong][0]:.4g}); "
                 "save one whole number per class, or threshold the map."
             )
         array = whole
     low, high = float(array.min()), float(array.max())
     if low < -(2**31) or high >= 2**31:
-        raise InputError(
+        raise LabelError(
             f"{path}: a label value of {high if high > -low else low:.4g}; use small whole numbers."
         )
     if array.dtype.kind == "f":

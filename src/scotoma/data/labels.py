@@ -171,7 +171,7 @@ def propose_label_map(
         reasons.append(f"255 beside 0 to {kept[-2]} is taken to mean 'ignore'")
         ignored.append(foreground.pop())
     if foreground and foreground != list(range(1, len(foreground) + 1)):
-        reasons.append(f"values {_list(foreground)} become classes 1 to {len(foreground)}")
+        reasons.append(_renumbered(foreground))
     foreground = foreground or [1]
     names = ["object"] if len(foreground) == 1 else [f"class {n}" for n in range(1, len(foreground) + 1)]
     return _build(
@@ -180,7 +180,8 @@ def propose_label_map(
 
 
 def _build(classes: list[str], values: Mapping[int, int], ignored: Collection[int]) -> LabelMap:
-    targets: dict[int, int | Literal["ignore"]] = dict(values)
+    targets: dict[int, int | Literal["ignore"]] = {}
+    targets.update(values)
     for value in ignored:
         targets[value] = "ignore"
     return LabelMap(classes=classes, values=targets)
@@ -199,7 +200,7 @@ def _named(label_names: Mapping[int, str]) -> tuple[LabelMap, list[str]]:
     if ignored:
         reasons.append(f"value {_list(ignored)} is named 'ignore'")
     if order != list(range(len(order))):
-        reasons.append(f"values {_list(order[1:])} become classes 1 to {len(order) - 1}")
+        reasons.append(_renumbered(order[1:]))
     return _build([kept[v] for v in order], {v: n for n, v in enumerate(order)}, ignored), reasons
 
 
@@ -221,6 +222,12 @@ def _looks_like_instances(sets: list[frozenset[int]]) -> str | None:
         f"masks hold {least} to {most} different values, counted from 1 in each case anew; "
         "taken as ids of objects of one class (data.instances)"
     )
+
+
+def _renumbered(values: Collection[int]) -> str:
+    if len(values) == 1:
+        return f"value {_list(values)} becomes class 1"
+    return f"values {_list(values)} become classes 1 to {len(values)}"
 
 
 def _list(values: Collection[int]) -> str:

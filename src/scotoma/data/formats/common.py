@@ -15,6 +15,14 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """ITK and DICOM count millimetres towards left and posterior, nibabel towards right and anterior."""
 
 
+class LabelError(InputError):
+    """A mask that can be read but does not hold one whole number per voxel."""
+
+
+class GridError(InputError):
+    """Channels of one image that do not lie on one grid."""
+
+
 class Raw(NamedTuple):
     """An image as it lies in a file.
 
@@ -47,7 +55,7 @@ def valid_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray, unit: str
 def only_channel(path: Path, array: np.ndarray) -> np.ndarray:
     """The (*S) array of a mask that must have a single channel."""
     if array.shape[0] != 1:
-        raise InputError(
+        raise LabelError(
             f"{path}: a mask needs one channel, this one has {array.shape[0]}; merge them into one."
         )
     return array[0]

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image as Pillow
 from PIL import ImageOps
 
-from scotoma.data.formats.common import Raw
+from scotoma.data.formats.common import LabelError, Raw
 from scotoma.data.grid import Grid
 from scotoma.errors import InputError
 
@@ -63,7 +63,7 @@ def read_mask(path: Path) -> Raw:
 def merge_equal(path: Path, array: np.ndarray) -> np.ndarray:
     if len(array) > 1:
         if not (array == array[:1]).all():
-            raise InputError(
+            raise LabelError(
                 f"{path}: a colour picture is no mask; save one label value per pixel (grey or palette)."
             )
         array = array[:1]

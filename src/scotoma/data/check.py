@@ -1,0 +1,301 @@
+"""What is in a dataset, what is wrong with it, and which recipe answers it: `scotoma check`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from scotoma.data.dataset import Case, Dataset
+from scotoma.data.examine import Examination, Fault, Request, examine_all, run, values_of
+from scotoma.data.fingerprint import ClassSummary, Fingerprint, summarise_examinations
+from scotoma.data.labels import LabelMap, propose_label_map
+
+TOLERANCE_MM = 0.01
+"""How far the corner voxels of an image and its mask may lie apart.
+
+Single-precision headers leave some micrometres; a hundredth of a millimetre is far below a voxel.
+"""
+
+EXTREME_SHARE = 2e-3
+"""Classes that fill less than this share of the voxels are called out."""
+
+FEW_LABELLED = 0.5
+"""Below this share of labelled cases, missing masks are taken for a choice rather than for an accident."""
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What `check` found.
+
+    Attributes:
+        faults: errors first, then warnings; each with its file.
+        fingerprint: of the training cases without a fault; None when there are none.
+        label_map: the given one, or the proposed one; None when no case has a mask.
+        label_reasons: how the proposal came about, where it was not obvious.
+        recipe: the suggestion; None when there is nothing to go by.
+        reason: one sentence for it.
+        cases, labelled, test: how many.
+    """
+
+    faults: list[Fault]
+    fingerprint: Fingerprint | None
+    label_map: LabelMap | None
+    label_reasons: list[str]
+    recipe: str | None
+    reason: str
+    cases: int
+    labelled: int
+    test: int
+
+    @property
+    def errors(self) -> list[Fault]:
+        return [f for f in self.faults if f.severity == "error"]
+
+    @property
+    def warnings(self) -> list[Fault]:
+        return [f for f in self.faults if f.severity == "warning"]
+
+    def lines(self) -> list[str]:
+        """One line for each fault."""
+        return [f"{f.severity}: {f.message}" for f in self.faults]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, in types that JSON has."""
+        return {
+            "cases": self.cases,
+            "labelled": self.labelled,
+            "test": self.test,
+            "faults": [
+                {
+                    "kind": f.kind,
+                    "severity": f.severity,
+                    "case": f.case,
+                    "file": str(f.file),
+                    "message": f.message,
+                }
+                for f in self.faults
+            ],
+            "label_map": None if self.label_map is None else self.label_map.model_dump(mode="json"),
+            "label_reasons": self.label_reasons,
+            "recipe": self.recipe,
+            "reason": self.reason,
+            "fingerprint": None if self.fingerprint is None else self.fingerprint.model_dump(mode="json"),
+        }
+
+
+def check(
+    dataset: Dataset,
+    label_map: LabelMap | None = None,
+    annotated: Mapping[str, list[int]] | None = None,
+    tolerance_mm: float = TOLERANCE_MM,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> CheckResult:
+    """Read every case and list what would spoil a training.
+
+    Images are read once. Masks are read once when their values have names (in `dataset.json` or by
+    `label_map`), otherwise a second time, first of all, to propose what the values mean. A worker holds one
+    case at a time.
+
+    Args:
+        dataset: from `open_dataset`.
+        label_map: meaning of the mask values; proposed when None.
+        annotated: case id -> foreground classes drawn there, where not all are.
+        tolerance_mm: see `TOLERANCE_MM`.
+        workers: processes; 0 and 1 read in this one.
+        progress: called with (files done, files in all).
+    """
+    cases = [*dataset.train, *dataset.test]
+    masks = [c.label for c in cases if c.label is not None]
+    reasons: list[str] = []
+    proposal = label_map
+    scanned = 0
+    if proposal is None and masks:
+        values = {}
+        if not dataset.label_names:
+            scanned = len(masks)
+            total = scanned + len(cases)
+            read = run(values_of, masks, workers, progress and (lambda n, _: progress(n, total)))
+            values = {str(p): v for p, v in zip(masks, read, strict=True) if v is not None}
+        proposal, reasons = propose_label_map(values, dataset.label_names)
+    request = Request(
+        proposal or LabelMap.plain(["background", "object"]), tolerance_mm, dataset.channel_names
+    )  # fmt: skip
+    found = examine_all(
+        cases, request, annotated or {}, workers,
+        progress and (lambda n, all_: progress(scanned + n, scanned + all_)),
+    )  # fmt: skip
+    train, test = found[: len(dataset.train)], found[len(dataset.train) :]
+    faults = [f for e in found for f in e.faults]
+    faults += _unpaired(dataset) + _mixed(found, dataset) + _duplicates(train, test)
+    bad = {f.case for f in faults if f.severity == "error"}
+    good = [e for e in train if e.fingerprint is not None and e.case.id not in bad]
+    summary = summarise_examinations(good, request.label_map) if good else None
+    if summary is not None and masks:
+        faults += _imbalance(dataset, summary)
+    recipe, reason = suggest_recipe(dataset, summary)
+    return CheckResult(
+        faults=sorted(faults, key=lambda f: (f.severity, str(f.file))),
+        fingerprint=summary,
+        label_map=proposal,
+        label_reasons=reasons,
+        recipe=recipe,
+        reason=reason,
+        cases=len(dataset.train),
+        labelled=sum(c.label is not None for c in dataset.train),
+        test=len(dataset.test),
+    )
+
+
+def _unpaired(dataset: Dataset) -> list[Fault]:
+    faults = [
+        Fault(
+            "missing-image",
+            "error",
+            "",
+            p,
+            f"{p}: a mask without an image; add the image or remove the mask.",
+        )
+        for p in dataset.orphan_labels
+    ]
+    bare = [c for c in dataset.train if c.label is None]
+    if not bare or len(bare) == len(dataset.train):
+        return faults
+    if len(dataset.train) - len(bare) >= FEW_LABELLED * len(dataset.train):
+        for c in bare:
+            text = f"{c.images[0]}: the mask of this image is missing; add it or remove the image."
+            faults.append(Fault("missing-mask", "error", c.id, c.images[0], text))
+    else:
+        text = (
+            f"{dataset.root}: {len(bare)} of {len(dataset.train)} images have no mask; taken as unlabelled."
+        )
+        faults.append(Fault("missing-mask", "warning", "", dataset.root, text))
+    return faults
+
+
+def _mixed(found: list[Examination], dataset: Dataset) -> list[Fault]:
+    """Cases with another number of channels, or pictures among volumes."""
+    read = [e for e in found if e.channels is not None]
+    if not read:
+        return []
+    stated = len(dataset.channel_names) if dataset.channel_names and dataset.layout != "msd" else None
+    counts = [e.channels for e in read if e.channels is not None]
+    usual = stated if stated in counts else statistics.mode(counts)
+    ndims = [len(e.fingerprint.shape) for e in read if e.fingerprint]
+    usual_ndim = statistics.mode(ndims) if ndims else 0
+    faults = []
+    for e in read:
+        file = e.case.images[0]
+        if any(f.severity == "error" for f in e.faults):
+            continue
+        if e.channels != usual:
+            text = (
+                f"{file}: {e.channels} channels, other cases have {usual}; give all cases the same channels."
+            )
+            faults.append(Fault("channels", "error", e.case.id, file, text))
+        elif e.fingerprint and len(e.fingerprint.shape) != usual_ndim:
+            what = "a volume among pictures" if usual_ndim == 2 else "a picture among volumes"
+            text = f"{file}: {what}; put them into separate datasets."
+            faults.append(Fault("dimensions", "error", e.case.id, file, text))
+    return faults
+
+
+def _duplicates(train: list[Examination], test: list[Examination]) -> list[Fault]:
+    """Equal images, named once for every copy beyond the first; copies in the test set weigh more."""
+    tested = {e.digest: e.case for e in test if e.digest}
+    faults: list[Fault] = []
+    first: dict[str, Case] = {}
+    for e in train:
+        if e.digest is None:
+            continue
+        file = e.case.images[0]
+        if e.digest in tested:
+            other = tested[e.digest].images[0]
+            text = f"{file}: this image is also in the test set ({other.name}); remove it from training."
+            faults.append(Fault("leakage", "error", e.case.id, file, text))
+        elif e.digest in first:
+            other = first[e.digest].images[0]
+            text = f"{file}: the same image as {other.name}, and could validate what it trained; remove one."
+            faults.append(Fault("duplicate", "error", e.case.id, file, text))
+        first.setdefault(e.digest, e.case)
+    return faults
+
+
+def _imbalance(dataset: Dataset, found: Fingerprint) -> list[Fault]:
+    faults = []
+    for name, summary in found.classes.items():
+        if summary.voxels == 0:
+            text = f"{dataset.root}: no mask holds class '{name}'; remove it from the labels or add cases."
+            faults.append(Fault("absent-class", "warning", "", dataset.root, text))
+        elif summary.share < EXTREME_SHARE:
+            text = (
+                f"{dataset.root}: class '{name}' fills {100 * summary.share:.2g} % of the voxels "
+                "(extreme imbalance); the recipe rare-target is made for this."
+            )
+            faults.append(Fault("imbalance", "warning", "", dataset.root, text))
+    return faults
+
+
+# --- which recipe --------------------------------------------------------------------------------------
+
+
+def suggest_recipe(dataset: Dataset, found: Fingerprint | None) -> tuple[str | None, str]:
+    """The recipe whose problem shows in the data, and one sentence why.
+
+    What can be seen: whether there are masks, how many cases have one, how much of the image the target
+    fills, whether masks are frayed, and how the number of lesions varies. Whether annotators missed
+    lesions cannot be seen for certain; the sentence says what speaks for it.
+    """
+    labelled, cases = sum(c.label is not None for c in dataset.train), len(dataset.train)
+    if labelled == 0:
+        return "no-labels", f"none of the {cases} images has a mask."
+    if found is None:
+        return None, "no case is free of faults; repair them first."
+    if labelled < FEW_LABELLED * cases:
+        return "few-labels", f"{labelled} of {cases} images have a mask."
+    present = {n: s for n, s in found.classes.items() if s.voxels}
+    if not present:
+        return "baseline", "all masks are empty."
+    share = found.foreground_share
+    if share < EXTREME_SHARE:
+        return "rare-target", f"the target fills {100 * share:.2g} % of the voxels that count."
+    for name, summary in present.items():
+        if why := _patchy(name, summary, found):
+            return "missing-lesions", why
+    for name in present:
+        if why := _frayed(name, found):
+            return "noisy-pixels", why
+    return "baseline", "nothing in the masks speaks for another recipe."
+
+
+def _patchy(name: str, summary: ClassSummary, found: Fingerprint) -> str | None:
+    """Many small objects whose number varies as if some were not drawn."""
+    if summary.lesions_per_case is None or summary.diameter is None:
+        return None
+    low, middle, high = summary.lesions_per_case
+    if middle < 5 or high < 5 * max(low, 1):
+        return None
+    return (
+        f"'{name}' comes as many objects (median {middle:.0f} in a case, diameter {summary.diameter[2]:.3g} {found.unit}) "
+        f"whose number varies from {low:.0f} to {high:.0f} (10th to 90th percentile): missed ones would not show."
+    )
+
+
+def _frayed(name: str, found: Fingerprint) -> str | None:
+    """One large object with loose specks around it in most cases."""
+    frayed = seen = 0
+    for case in found.cases:
+        volumes = case.lesions[name].volumes if case.lesions else []
+        if not volumes:
+            continue
+        seen += 1
+        rest = sum(volumes[1:])
+        specks = sum(v < 0.01 * volumes[0] for v in volumes[1:])
+        frayed += specks >= 3 and rest < 0.1 * volumes[0]
+    if seen < 3 or frayed <= seen / 2:
+        return None
+    return (
+        f"in {frayed} of {seen} cases specks lie around the one large object of '{name}', as in frayed masks."
+    )
