@@ -71,7 +71,7 @@ def calibration(
     """Calibration of one case.
 
     Args:
-        probabilities: the (*S) map of each class in turn, background first, in [0, 1]; an array (C, *S) works.
+        probabilities: the (*S) map of each class in turn, background first; an array (C, *S) works.
         truth: class map (*S), 0..C-1, or `ignore`.
         ignore: value that does not count; None when there is none.
 

@@ -124,7 +124,8 @@ def detection_figures(
 ) -> tuple[float, float, float]:
     """Sensitivity, precision and F1 from counts, by the table in `scotoma.evaluation.policy`."""
     if Situation.of(int(lesions > 0), int(candidates > 0)) is Situation.BOTH_EMPTY:
-        return (policy.both_empty(1.0),) * 3
+        best = policy.both_empty(1.0)
+        return best, best, best
     sensitivity = detected / lesions if lesions else float("nan")
     precision = true_candidates / candidates if candidates else 0.0
     if not lesions or not sensitivity + precision:

@@ -4,17 +4,17 @@ Left to chance, an empty mask gives 0/0: the figure becomes NaN, drops out of th
 finds nothing looks better for it. Here every situation has a stated value (`nan` is written as null and
 means *undefined*: it leaves the mean, and is counted beside it as `n_undefined`):
 
-| figure                              | both empty       | false alarm (truth empty) | miss (prediction empty) |
-|-------------------------------------|------------------|---------------------------|-------------------------|
-| Dice, IoU, surface Dice             | undefined (or 1) | 0                         | 0                       |
-| sensitivity                         | undefined (or 1) | undefined                 | 0                       |
-| precision                           | undefined (or 1) | 0                         | 0                       |
-| HD95, average surface distance      | undefined (or 0) | diagonal of the image     | diagonal of the image   |
-| volume error                        | 0                | as computed               | as computed             |
-| relative volume error               | undefined        | undefined                 | -1                      |
-| lesion sensitivity                  | undefined (or 1) | undefined                 | 0                       |
-| lesion precision                    | undefined (or 1) | 0                         | 0                       |
-| lesion F1                           | undefined (or 1) | 0                         | 0                       |
+| figure                            | both empty       | false alarm (truth empty) | miss (prediction empty) |
+|-----------------------------------|------------------|---------------------------|-------------------------|
+| Dice, IoU, surface Dice           | undefined (or 1) | 0                         | 0                       |
+| sensitivity                       | undefined (or 1) | undefined                 | 0                       |
+| precision                         | undefined (or 1) | 0                         | 0                       |
+| HD95, average surface distance    | undefined (or 0) | diagonal of the image     | diagonal of the image   |
+| volume error                      | 0                | as computed               | as computed             |
+| relative volume error             | undefined        | undefined                 | -1                      |
+| lesion sensitivity                | undefined (or 1) | undefined                 | 0                       |
+| lesion precision                  | undefined (or 1) | 0                         | 0                       |
+| lesion F1                         | undefined (or 1) | 0                         | 0                       |
 
 The values in brackets hold with `Policy.PERFECT`. A miss always counts and is counted (`n_missed`). The
 diagonal is the largest distance that two voxel centres of the image can have, so it is the worst value

@@ -38,18 +38,26 @@ class Bootstrap:
 
     Example:
         >>> b = Bootstrap(["p1", "p2", "p3", "p3"], seed=0)
-        >>> b.mean(np.array([.7, .8, .9, float("nan")])).value
+        >>> round(b.mean(np.array([.7, .8, .9, float("nan")])).value, 6)
         0.8
     """
 
     def __init__(self, patients: Sequence[str], seed: int = 0, resamples: int = RESAMPLES) -> None:
         names = sorted(set(patients))
         number = {name: n for n, name in enumerate(names)}
+        self.seed = seed
         self.n_patients = len(names)
         self._patient_of = np.array([number[p] for p in patients], dtype=np.int64)
         n = max(1, self.n_patients)
         rng = np.random.default_rng(seed)
         self._draws = rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+
+    def per_patient(self, values: np.ndarray) -> np.ndarray:
+        """(cases, ...) finite numbers, added up for each patient."""
+        values = np.asarray(values, float)
+        out = np.zeros((max(1, self.n_patients), *values.shape[1:]))
+        np.add.at(out, self._patient_of, values)
+        return out
 
     def sums(self, values: np.ndarray) -> np.ndarray:
         """Sum over the cases of each resample.
@@ -60,10 +68,7 @@ class Bootstrap:
         Returns:
             (resamples, ...).
         """
-        values = np.asarray(values, float)
-        per_patient = np.zeros((max(1, self.n_patients), *values.shape[1:]))
-        np.add.at(per_patient, self._patient_of, values)
-        return np.tensordot(self._draws, per_patient, axes=1)
+        return np.tensordot(self._draws, self.per_patient(values), axes=1)
 
     def pooled(self, figure: Callable[..., np.ndarray], *counts: np.ndarray) -> Interval:
         """A figure of sums over all cases, with its interval.
@@ -96,12 +101,20 @@ class Bootstrap:
         return Interval(value, float(low), float(high))
 
 
-def describe_values(values: np.ndarray, bootstrap: Bootstrap) -> dict[str, float | int]:
-    """Mean with interval, median, spread and counts of a figure over the cases; NaN = undefined."""
+def describe_values(values: np.ndarray, bootstrap: Bootstrap | None = None) -> dict[str, float | int]:
+    """Mean with interval, median, spread and counts of a figure; NaN = undefined.
+
+    Args:
+        values: one per case of the bootstrap; without a bootstrap of anything, and there is no interval.
+        bootstrap: over the patients.
+    """
     values = np.asarray(values, float)
     defined = values[np.isfinite(values)]
-    mean = bootstrap.mean(values)
     nan = float("nan")
+    if bootstrap is None:
+        mean = Interval(float(defined.mean()) if defined.size else nan, nan, nan)
+    else:
+        mean = bootstrap.mean(values)
     return {
         "mean": mean.value,
         "low": mean.low,

@@ -17,7 +17,7 @@ Nearest distances come from a k-d tree over the surface points, so memory follow
 from __future__ import annotations
 
 import numpy as np
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from scotoma.evaluation.elements import corner_bits, element_measures
 
@@ -78,7 +78,7 @@ def directed_distances(start: np.ndarray, goal: np.ndarray, spacing: tuple[float
     if apart.any():
         # Only the rim of a thick set can be nearest to a point outside of it; it is often much smaller.
         scale = np.asarray(spacing, float)
-        tree = cKDTree(np.argwhere(boundary(goal)) * scale, balanced_tree=False, compact_nodes=False)
+        tree = KDTree(np.argwhere(boundary(goal)) * scale, balanced_tree=False, compact_nodes=False)
         distances[~goal[start]] = tree.query(np.argwhere(apart) * scale)[0]
     return distances
 

@@ -1,0 +1,273 @@
+"""Which prediction belongs to which mask, and what the values in both mean."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scotoma.data.dataset import open_dataset
+from scotoma.data.image import is_image_file, stem
+from scotoma.data.labels import LabelMap, propose_label_map
+from scotoma.errors import InputError
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A case to evaluate; `images` may be empty and `probabilities` None when they are not known."""
+
+    case: str
+    patient: str
+    prediction: Path
+    truth: Path
+    images: tuple[Path, ...] = ()
+    probabilities: Path | None = None
+
+
+@dataclass
+class Pairing:
+    """What was found in the two folders.
+
+    Attributes:
+        pairs: cases with a prediction and a mask, sorted by case.
+        failed: case -> why there is no prediction.
+        not_predicted: masks for which nobody asked a prediction.
+        no_truth: predictions without a mask.
+        label_map: written by `predict`, None in a folder from elsewhere.
+        label_names: value -> name, where the dataset says it.
+        recipe, run: as `predict` wrote them.
+        notes: sentences for the user.
+    """
+
+    pairs: list[Pair] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    not_predicted: list[str] = field(default_factory=list)
+    no_truth: list[str] = field(default_factory=list)
+    label_map: LabelMap | None = None
+    label_names: Mapping[int, str] | None = None
+    recipe: str | None = None
+    run: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Truth:
+    mask: Path
+    patient: str
+    images: tuple[Path, ...] = ()
+    part: str = ""
+
+
+@dataclass(frozen=True)
+class _Prediction:
+    mask: Path
+    images: tuple[Path, ...] = ()
+    probabilities: Path | None = None
+
+
+def pair_folders(predictions: Path, truth: Path, labels: str | None = None) -> Pairing:
+    """Find the cases to evaluate.
+
+    With `prediction.json` beside the predictions, the cases it lists are expected, the failed ones too.
+    Without, every mask of the truth is expected to have a prediction of the same name (of a whole dataset:
+    of those of its parts, train or test, that have any).
+
+    Args:
+        predictions: folder of `predict`, or any folder of masks.
+        truth: folder of masks, or a dataset in a layout that `open_dataset` reads.
+        labels: mask folder, or stem of the mask, inside a dataset.
+
+    Raises:
+        InputError: a folder is missing or holds no masks, or no names agree.
+    """
+    predictions, truth = Path(predictions), Path(truth)
+    for folder in (predictions, truth):
+        if not folder.is_dir():
+            raise InputError(f"{folder}: there is no such folder; give a folder of masks.")
+    out = Pairing()
+    masks = _find_truth(truth, labels, out)
+    given, listed = _find_predictions(predictions, out)
+    if listed is None:
+        parts = {masks[case].part for case in given if case in masks}
+        expected = {case for case in masks if masks[case].part in parts}
+    else:
+        expected = listed
+    for case in sorted(expected | set(given)):
+        if case not in masks:
+            if case not in out.failed:
+                out.no_truth.append(case)
+        elif case in given and given[case].mask.is_file():
+            p, t = given[case], masks[case]
+            out.pairs.append(Pair(case, t.patient, p.mask, t.mask, p.images or t.images, p.probabilities))
+        elif case not in out.failed:
+            out.failed[case] = f"{predictions}: no prediction for {case}; predict it, or leave its mask out."
+    if not out.pairs and not out.failed:
+        raise InputError(
+            f"{truth}: no mask there has the name of a prediction in {predictions}; files are paired by name."
+        )
+    if listed is not None:
+        out.not_predicted = sorted(set(masks) - expected)
+    if out.no_truth:
+        out.notes.append(
+            f"{len(out.no_truth)} predictions have no mask in {truth} and are not evaluated: "
+            + _some(out.no_truth)
+        )
+    return out
+
+
+def _find_truth(folder: Path, labels: str | None, out: Pairing) -> dict[str, _Truth]:
+    direct = _masks_in(folder)
+    is_dataset = (folder / "dataset.json").is_file() or any(
+        (folder / name).is_dir() for name in ("images", "imagesTr")
+    )
+    if labels is None and direct and not is_dataset:
+        return {case: _Truth(path, case) for case, path in direct.items()}
+    if labels is None and not is_dataset:
+        for name in ("labelsTs", "labelsTr", "labels", "masks"):
+            if found := _masks_in(folder / name):
+                return {case: _Truth(path, case) for case, path in found.items()}
+    dataset = open_dataset(folder, labels=labels)
+    out.label_names = dataset.label_names
+    found = {
+        case.id: _Truth(case.label, case.patient or case.id, case.images, part)
+        for part, cases in (("train", dataset.train), ("test", dataset.test))
+        for case in cases
+        if case.label is not None
+    }
+    for path in dataset.orphan_labels:
+        found.setdefault(stem(path), _Truth(path, stem(path)))
+    if not found:
+        raise InputError(f"{folder}: no masks were found in it; give the folder of masks itself.")
+    return found
+
+
+def _masks_in(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        return {}
+    found: dict[str, Path] = {}
+    for path in sorted(p for p in folder.iterdir() if is_image_file(p)):
+        if path.suffix.lower() == ".raw":
+            continue
+        if (name := stem(path)) in found:
+            raise InputError(f"{path}: {found[name].name} has the same name; keep one of the two.")
+        found[name] = path
+    return found
+
+
+def _find_predictions(folder: Path, out: Pairing) -> tuple[dict[str, _Prediction], set[str] | None]:
+    """The predictions by case, and the cases that were asked for, where the folder says it."""
+    listing = folder / "prediction.json"
+    if not listing.is_file():
+        found = _masks_in(folder)
+        if not found:
+            raise InputError(f"{folder}: no masks were found in it; give the folder that `predict` wrote.")
+        maps = _masks_in(folder / "probabilities")
+        return {case: _Prediction(path, (), maps.get(case)) for case, path in found.items()}, None
+    try:
+        content: dict[str, Any] = json.loads(listing.read_text(encoding="utf-8"))
+        out.label_map = LabelMap.model_validate(content["label_map"])
+        out.recipe, out.run = content.get("recipe"), content.get("run")
+        out.failed.update({str(case): str(why) for case, why in content.get("failed", {}).items()})
+        found_predictions = {}
+        for case, entry in content["cases"].items():
+            maps = entry.get("probabilities")
+            found_predictions[case] = _Prediction(
+                folder / entry["prediction"],
+                tuple(folder / image for image in entry.get("images", ())),
+                folder / maps if maps else None,
+            )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{listing}: not a list of predictions ({type(error).__name__}); predict again, or remove it "
+            "to take the masks as they are."
+        ) from error
+    return found_predictions, set(found_predictions) | set(out.failed)
+
+
+@dataclass(frozen=True)
+class Values:
+    """What the values in the files of both sides mean."""
+
+    truth: LabelMap
+    prediction: LabelMap
+
+
+def interpret(
+    label_map: LabelMap | None,
+    label_names: Mapping[int, str] | None,
+    truth: Mapping[str, Collection[int]],
+    prediction: Mapping[str, Collection[int]],
+) -> tuple[Values, list[str]]:
+    """Decide which value is which class on both sides.
+
+    Args:
+        label_map: of the truth, where it is known.
+        label_names: value -> name, where the dataset says it.
+        truth: case -> distinct values in its mask.
+        prediction: case -> distinct values in its prediction.
+
+    Returns:
+        The two maps, which have the same classes, and sentences about what was not obvious.
+
+    Raises:
+        InputError: predictions with values that fit no reading.
+
+    Example:
+        >>> values, notes = interpret(None, None, {"a": [0, 255]}, {"a": [0, 1]})
+        >>> values.truth.values, values.prediction.values
+        ({0: 0, 255: 1}, {0: 0, 1: 1})
+    """
+    in_truth = sorted({int(v) for values in truth.values() for v in values})
+    predicted = sorted({int(v) for values in prediction.values() for v in values})
+    notes: list[str] = []
+    if label_map is None:
+        label_map, notes = propose_label_map(truth, label_names)
+        if len(label_map.classes) == 2 and len(set(predicted) - {0}) > 1 and not label_names:
+            both = {case: {*values, *prediction.get(case, ())} for case, values in truth.items()}
+            label_map, notes = propose_label_map(both)
+        notes = [f"truth: {note}" for note in notes]
+    elif not label_map.instances and not set(in_truth) <= set(label_map.values):
+        objects = set(in_truth) - {0}
+        if len(label_map.classes) == 2 and len(objects) == 1:
+            label_map_of_truth = _binary(label_map.classes, objects.pop())
+            notes.append(
+                f"truth: holds {_shown(in_truth)}; {in_truth[-1]} is taken as {label_map.classes[1]}"
+            )
+            fitting, more = _for_predictions(label_map, predicted)
+            return Values(label_map_of_truth, fitting), notes + more
+    fitting, more = _for_predictions(label_map, predicted)
+    return Values(label_map, fitting), notes + more
+
+
+def _for_predictions(label_map: LabelMap, predicted: list[int]) -> tuple[LabelMap, list[str]]:
+    if label_map.instances or set(predicted) <= set(label_map.values):
+        return label_map, []
+    classes = label_map.classes
+    if all(0 <= v < len(classes) for v in predicted):
+        return LabelMap.plain(classes), [
+            f"predictions hold {_shown(predicted)}, the truth {_shown(sorted(label_map.values))}; "
+            "the predictions' values are taken as class numbers"
+        ]
+    objects = [v for v in predicted if v != 0]
+    if len(classes) == 2 and len(objects) == 1:
+        return _binary(classes, objects[0]), [
+            f"predictions hold {_shown(predicted)}; {objects[0]} is taken as {classes[1]}"
+        ]
+    raise InputError(
+        f"predictions hold the values {_shown(predicted)}, which fit none of the classes "
+        f"{', '.join(classes)}; give a label map."
+    )
+
+
+def _binary(classes: list[str], value: int) -> LabelMap:
+    return LabelMap(classes=classes, values={0: 0, value: 1})
+
+
+def _shown(values: list[int]) -> str:
+    return _some([str(v) for v in values])
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
