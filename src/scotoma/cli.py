@@ -13,6 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from scotoma.data.check import CheckResult
+    from scotoma.data.dataset import Dataset
     from scotoma.evaluation.evaluate import Evaluation
 
 app = typer.Typer(
@@ -113,10 +114,10 @@ def check(
 
         for line in repair(dataset, result, fix):
             print(line, file=sys.stderr if json else sys.stdout)
-    errors = any(fault.severity == "error" for fault in result.faults)
+    errors = bool(result.errors)
     if plan is not None and not errors and result.label_map is not None:
         labelled = [case for case in dataset.train if case.label is not None]
-        plan_for(wanted, labelled, result.label_map, result).save(plan)
+        plan_for(dataset, wanted, labelled, result.label_map, result).save(plan)
     if errors:
         raise typer.Exit(FAULTS)
 
@@ -392,11 +393,52 @@ def _print_json(content: Any) -> None:
     print(json.dumps(content, indent=1, allow_nan=False))
 
 
-def _print_check(data: Path, dataset: Any, result: CheckResult, only_faults: bool) -> None:
-    if not only_faults:
-        print(result.text())
-    for line in result.lines():
-        print(line)
+def _print_check(data: Path, dataset: Dataset, result: CheckResult, only_faults: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=True)
+    for fault in result.faults:
+        console.print(
+            f"{fault.severity}: {fault.message}",
+            style="red" if fault.severity == "error" else "yellow",
+            markup=False,
+        )
+    if only_faults:
+        return
+    found = result.fingerprint
+    print(
+        f"{data}: {result.cases} cases ({dataset.layout}), {result.labelled} with a mask, {result.test} set aside"
+    )
+    if found is not None:
+        shape = " x ".join(f"{n:g}" for n in found.median_shape)
+        spacing = " x ".join(f"{s:.3g}" for s in found.median_spacing)
+        print(f"{found.channels} channel(s), {found.kind_reason}; median {shape}, {spacing} {found.unit}")
+        unit = found.unit
+        table = Table(header_style="bold")
+        for n, name in enumerate(
+            ("class", "cases", "share of voxels", "lesions", "per case", f"diameter, {unit}")
+        ):
+            table.add_column(name, justify="left" if n == 0 else "right")
+        for name, c in found.classes.items():
+            per_case = "{1:g} ({0:g} to {2:g})".format(*c.lesions_per_case) if c.lesions_per_case else "-"
+            size = "{2:.3g} ({0:.3g} to {4:.3g})".format(*c.diameter) if c.diameter else "-"
+            table.add_row(name, str(c.cases), f"{100 * c.share:.3g} %", str(c.lesions), per_case, size)
+        console.print(table)
+    if result.label_map is not None:
+        if result.label_map.instances:
+            print("masks: object ids; every non-zero value is one object")
+        else:
+            values = ", ".join(
+                f"{v} = {c if c == 'ignore' else result.label_map.classes[c]}"
+                for v, c in result.label_map.values.items()
+            )
+            print(f"masks: {values}")
+    for reason in result.label_reasons:
+        print(f"  {reason}")
+    if result.recipe is not None:
+        print(f"recipe: {result.recipe} - {result.reason}")
+    print(f"{len(result.errors)} error(s), {len(result.warnings)} warning(s)")
 
 
 def _print_evaluation(evaluation: Evaluation) -> None:

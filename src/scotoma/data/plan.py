@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from scotoma.config import Settings
+from scotoma.data.fingerprint import Fingerprint
 from scotoma.data.grid import Grid
 from scotoma.data.labels import LabelMap
 from scotoma.data.normalisation import Normalisation
@@ -120,6 +121,40 @@ def read_plan(path: Path) -> Plan:
                 f" {plan.network.divisor}; change one of them."
             )
     return plan
+
+
+def choose_normalisation(found: Fingerprint, wanted: str = "auto") -> list[Normalisation]:
+    """One normalisation per channel, by what the intensities are.
+
+    Args:
+        found: fingerprint of the training cases.
+        wanted: "auto", or the kind for all channels.
+    """
+    kind = wanted
+    if wanted == "auto":
+        kind = {"colour": "unit", "grey": "unit", "ct": "ct", "mri": "mri"}[found.kind]
+    chosen = []
+    for channel in range(found.channels):
+        if kind == "ct":
+            inside = found.foreground or [case.whole[channel] for case in found.cases[:1]] * found.channels
+            drawn = inside[channel]
+            how = Normalisation(
+                kind="ct",
+                lower=drawn.p0_5,
+                upper=drawn.p99_5,
+                mean=drawn.mean,
+                deviation=max(drawn.deviation, 1e-6),
+            )
+        elif kind == "unit":
+            highest = max(case.whole[channel].maximum for case in found.cases)
+            lowest = min(case.whole[channel].minimum for case in found.cases)
+            eight_bits = lowest >= 0 and highest <= 255
+            bounds = (0.0, 255.0) if eight_bits and highest > 1 else (lowest, highest)
+            how = Normalisation(kind="unit", lower=bounds[0], upper=bounds[1])
+        else:
+            how = Normalisation(kind="mri" if kind == "mri" else "zscore")
+        chosen.append(how)
+    return chosen
 
 
 def make_plan(

@@ -12,8 +12,8 @@ from pathlib import Path
 from scotoma.config import Settings, read_settings
 from scotoma.data.check import CheckResult, check
 from scotoma.data.dataset import Case, Dataset, open_dataset
-from scotoma.data.image import read_grid
-from scotoma.data.labels import LabelMap
+from scotoma.data.examine import values_of
+from scotoma.data.labels import LabelMap, propose_label_map
 from scotoma.data.plan import Plan, choose_normalisation, make_plan, read_plan
 from scotoma.data.preprocess import CachedCase, case_key, preprocess
 from scotoma.data.splits import Split, check_split, make_split, read_split
@@ -33,8 +33,8 @@ class FaultyDataError(ScotomaError):
     def __init__(self, root: Path, result: CheckResult) -> None:
         errors = sum(fault.severity == "error" for fault in result.faults)
         super().__init__(
-            f"{root}: {errors} fault{'s' * (errors != 1)} (listed above); correct them, or write a repaired copy"
-            f" with `scotoma check {root} --fix FOLDER`."
+            f"{root}: {errors} fault{'s' * (errors != 1)} (listed above); correct them, or write a repaired"
+            f" copy with `scotoma check {root} --fix FOLDER`."
         )
         self.result = result
 
@@ -142,6 +142,24 @@ def given_label_map(settings: Settings, dataset: Dataset) -> LabelMap | None:
     return _label_map(classes=names, values=where.label_map)
 
 
+def label_map_of(dataset: Dataset, settings: Settings) -> LabelMap:
+    """The label map of a dataset: as the settings spell it out, else as its masks suggest.
+
+    Raises:
+        InputError: no masks.
+    """
+    given = given_label_map(settings, dataset)
+    if given is not None:
+        return given
+    masks = [case.label for case in (*dataset.train, *dataset.test) if case.label is not None]
+    if not masks:
+        raise InputError(f"{dataset.root}: no masks there; add a folder labels/ or masks/.")
+    values = {}
+    if not dataset.label_names:
+        values = {str(path): found for path in masks if (found := values_of(path)) is not None}
+    return propose_label_map(values, dataset.label_names)[0]
+
+
 def _label_map(**content: object) -> LabelMap:
     try:
         return LabelMap.model_validate(content)
@@ -161,7 +179,7 @@ def _checked(dataset: Dataset, settings: Settings, progress: Progress | None) ->
         tolerance_mm=settings.data.tolerance_mm,
         progress=(lambda done, of: progress("checking", done, of)) if progress else None,
     )
-    if any(fault.severity == "error" for fault in result.faults):
+    if result.errors:
         raise FaultyDataError(dataset.root, result)
     if result.label_map is None:
         raise InputError(f"{dataset.root}: no masks to learn from; add a folder labels/ or masks/.")
@@ -183,7 +201,7 @@ def _train_one(
 
     cases = {case.id: case for case in dataset.train if case.label is not None}
     split = _split(run, settings, list(cases.values()))
-    plan = _plan(run, settings, plan_file, [cases[name] for name in split.train], label_map, result)
+    plan = _plan(run, dataset, settings, plan_file, [cases[name] for name in split.train], label_map, result)
     cache = Path(settings.data.cache) if settings.data.cache else run.path / "cache"
     workers = loader_workers(settings.training.workers)
 
@@ -207,6 +225,7 @@ def _train_one(
         run.path.mkdir(parents=True, exist_ok=True)
         plan.save(run.plan)
         split.save(run.splits)
+        assert result.fingerprint is not None
         write_json(run.fingerprint, result.fingerprint.model_dump(mode="json"))
         _write_environment(run, settings, plan, [cases[n] for n in (*split.train, *split.validation)])
         # Last, since it tells the other processes and --resume that everything before it is there.
@@ -231,6 +250,7 @@ def _split(run: RunFolder, settings: Settings, cases: list[Case]) -> Split:
 
 def _plan(
     run: RunFolder,
+    dataset: Dataset,
     settings: Settings,
     plan_file: Path | None,
     cases: list[Case],
@@ -247,17 +267,28 @@ def _plan(
                 " make the plan anew or set data.label_map to the plan's."
             )
         return plan
-    return plan_for(settings, cases, label_map, result)
+    return plan_for(dataset, settings, cases, label_map, result)
 
 
-def plan_for(settings: Settings, cases: list[Case], label_map: LabelMap, result: CheckResult) -> Plan:
+def plan_for(
+    dataset: Dataset, settings: Settings, cases: list[Case], label_map: LabelMap, result: CheckResult
+) -> Plan:
     """Derive a plan from training cases and the fingerprint of the data."""
     import torch
 
-    names, normalisation = choose_normalisation(result.fingerprint, settings.plan.normalisation)
+    found = result.fingerprint
+    if found is None:
+        raise InputError("no case is left to plan from; correct the faults that `scotoma check` lists.")
+    named = dataset.channel_names
+    count = found.channels
+    default = ["red", "green", "blue"] if found.kind == "colour" and count == 3 else None
+    names = (
+        list(named) if named and len(named) == count else default or [f"channel {n}" for n in range(count)]
+    )
+    training = {case.id for case in cases}
     return make_plan(
-        [read_grid(case.images[0]) for case in cases],
-        normalisation,
+        [case.grid for case in found.cases if case.id in training],
+        choose_normalisation(found, settings.plan.normalisation),
         names,
         label_map,
         settings,
