@@ -408,7 +408,8 @@ def _print_check(data: Path, dataset: Dataset, result: CheckResult, only_faults:
         return
     found = result.fingerprint
     print(
-        f"{data}: {result.cases} cases ({dataset.layout}), {result.labelled} with a mask, {result.test} set aside"
+        f"{data}: {result.cases} cases ({dataset.layout}), {result.labelled} with a mask,"
+        f" {result.test} set aside"
     )
     if found is not None:
         shape = " x ".join(f"{n:g}" for n in found.median_shape)

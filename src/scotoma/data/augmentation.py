@@ -86,7 +86,7 @@ class Augmentation:
         self._spatial.set_random_state(seed)
         self._intensity.set_random_state((seed + 1) % 2**32)
         # Zeros are what the affine pads with, so the label is shifted to make zero mean "ignore".
-        pair = self._spatial({"image": image, "label": label[None].float() - IGNORE})
+        pair: Any = self._spatial({"image": image, "label": label[None].float() - IGNORE})
         image = torch.as_tensor(self._intensity(pair["image"]), dtype=torch.float32)
         label = (torch.as_tensor(pair["label"])[0] + IGNORE).round().to(torch.uint8)
         return image.contiguous(), label.contiguous()

@@ -48,9 +48,9 @@ def prepare_image(image: Image, plan: Plan) -> tuple[np.ndarray, Grid]:
             f" {len(plan.channel_names)} ({', '.join(plan.channel_names)}); give the same channels, in that order."
         )
     if (image.grid.ndim == 2) != plan.pictures:
-        kinds = ("a volume", "a picture") if plan.pictures else ("a picture", "a volume")
+        found, planned = ("a volume", "pictures") if plan.pictures else ("a picture", "volumes")
         raise InputError(
-            f"{where}: is {kinds[0]}, but the model was planned for {kinds[1]}s; give images of that kind."
+            f"{where}: is {found}, but the model was planned for {planned}; give images of that kind."
         )
     if not np.isfinite(image.array).all():
         raise InputError(

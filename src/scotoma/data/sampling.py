@@ -114,7 +114,7 @@ def _crop(array: np.ndarray, start: np.ndarray, size: Sequence[int], fill: float
     return out
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
+class EpochSampler(Sampler[Any]):
     """The (epoch, number) of every patch that one process loads in an epoch.
 
     Process r of w takes batches r, r + w, ...: together the processes see what one process would with

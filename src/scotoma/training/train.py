@@ -205,6 +205,10 @@ def _train_one(
     cache = Path(settings.data.cache) if settings.data.cache else run.path / "cache"
     workers = loader_workers(settings.training.workers)
 
+    def told(done: int, of: int) -> None:
+        if progress is not None:
+            progress("preprocessing", done, of)
+
     def prepared(names: list[str]) -> list[CachedCase]:
         return preprocess(
             [cases[name] for name in names],
@@ -212,7 +216,7 @@ def _train_one(
             cache,
             settings.data.annotated,
             workers if len(names) > 50 else 0,
-            (lambda done, of: progress("preprocessing", done, of)) if progress else None,
+            told,
         )
 
     train_cases, validation_cases = prepared(split.train), prepared(split.validation)

@@ -1,0 +1,145 @@
+"""Training end to end on small data: what a run leaves behind, and that it is the same again."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import QUICK
+from safetensors.torch import load_file
+
+from scotoma.config import load_settings
+from scotoma.errors import InputError, SettingsError
+from scotoma.training.train import train
+
+
+def quick(**changes):
+    return load_settings("baseline", overrides={**QUICK, **changes})
+
+
+@pytest.fixture(scope="module")
+def run(pictures, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    return train(pictures, quick(), out)
+
+
+def test_a_run_holds_what_it_promises(run):
+    for name in (
+        "config.yaml",
+        "plan.json",
+        "splits.json",
+        "fingerprint.json",
+        "environment.json",
+        "model.safetensors",
+        "checkpoints/last.safetensors",
+        "metrics.csv",
+        "validation/prediction.json",
+        "validation/evaluation.json",
+        "validation/cases.csv",
+    ):
+        assert (run / name).is_file(), name
+    assert list((run / "events").glob("events*"))
+    assert not list(run.rglob(".writing*"))
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["seed"] == 0
+    assert (
+        environment["versions"]["torch"] == torch.__version__.split("+")[0]
+        or environment["versions"]["torch"]
+    )
+
+
+def test_metrics_name_every_term(run):
+    rows = list(csv.DictReader((run / "metrics.csv").open()))
+    assert [int(row["step"]) for row in rows] == [2, 4, 6]
+    assert {"train_ce", "train_dice", "train_total", "validation_dice"} <= set(rows[0])
+
+
+def test_same_seed_same_weights(run, pictures, tmp_path):
+    again = train(pictures, quick(), tmp_path / "again")
+    other = train(pictures, quick(seed=1), tmp_path / "other")
+    first, second, third = (load_file(p / "checkpoints" / "last.safetensors") for p in (run, again, other))
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    assert any(not torch.equal(first[k], third[k]) for k in first)
+
+
+def test_workers_change_nothing(run, pictures, tmp_path):
+    with_workers = train(pictures, quick(**{"training.workers": 2}), tmp_path / "workers")
+    first, second = (load_file(p / "model.safetensors") for p in (run, with_workers))
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_killed_and_resumed_gives_the_same_weights(pictures, tmp_path):
+    """SIGKILL in the middle of an epoch, then --resume: bit-identical to the run that nobody disturbed."""
+    changes = {"training.steps": 40, "training.epoch_steps": 4}
+    whole = train(pictures, quick(**changes), tmp_path / "whole")
+    settings = [f"--set={k}={v}" for k, v in {**QUICK, **changes}.items()]
+    command = [sys.executable, "-m", "scotoma.cli", "train", str(pictures), "-o", str(tmp_path / "killed")]
+    process = subprocess.Popen([*command, "-q", *settings], stderr=subprocess.PIPE)
+    last = tmp_path / "killed" / "checkpoints" / "last.safetensors"
+    deadline = time.monotonic() + 120
+    while not last.is_file():
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    done = subprocess.run([*command, "-q", "--resume"], capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    first, second = (load_file(p / "model.safetensors") for p in (whole, tmp_path / "killed"))
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    a, b = (list(csv.DictReader((p / "metrics.csv").open())) for p in (whole, tmp_path / "killed"))
+    assert [(r["step"], r["train_total"], r["validation_dice"]) for r in a] == [
+        (r["step"], r["train_total"], r["validation_dice"]) for r in b
+    ]
+
+
+def test_an_existing_run_is_not_overwritten(run, pictures):
+    with pytest.raises(InputError, match="--resume"):
+        train(pictures, quick(), run)
+
+
+def test_volumes_all_folds(volumes, tmp_path):
+    out = train(
+        volumes,
+        quick(**{"split.fold": "all", "split.folds": 2, "training.steps": 2, "training.epoch_steps": 2}),
+        tmp_path / "folds",
+    )
+    tested = [json.loads((out / f"fold_{n}" / "splits.json").read_text())["validation"] for n in range(2)]
+    assert sorted(tested[0] + tested[1]) == [f"case{n:02}" for n in range(6)]
+
+
+def test_a_time_budget_becomes_steps(volumes, tmp_path):
+    out = train(volumes, quick(**{"training.minutes": 0.02, "training.epoch_steps": 10}), tmp_path / "timed")
+    steps = load_settings(file=out / "config.yaml").training
+    assert steps.minutes is None
+    assert steps.steps >= 20
+
+
+@pytest.mark.parametrize("architecture", ["resunet", "segresnet"])
+@pytest.mark.parametrize("kind", ["2d", "2.5d", "3d"])
+def test_kinds_of_networks(volumes, tmp_path, kind, architecture):
+    changes = {
+        "plan.kind": kind,
+        "network.architecture": architecture,
+        "training.steps": 1,
+        "training.epoch_steps": 1,
+        "training.precision": "bf16-mixed",
+    }
+    out = train(volumes, quick(**changes), tmp_path / "run")
+    assert json.loads((out / "plan.json").read_text())["kind"] == kind
+    assert (out / "validation" / "case00.nii.gz").is_file() or list((out / "validation").glob("*.nii.gz"))
+
+
+def test_an_objective_that_contradicts_itself_is_refused(pictures, tmp_path):
+    with pytest.raises(SettingsError, match="objective"):
+        train(pictures, quick(**{"objective.voxel": "nonsense"}), tmp_path / "run")
+    with pytest.raises(SettingsError, match="unknown setting 'betta'"):
+        train(pictures, quick(**{"objective.betta": 1}), tmp_path / "run2")
