@@ -130,8 +130,8 @@ def check(
     train, test = found[: len(dataset.train)], found[len(dataset.train) :]
     faults = [f for e in found for f in e.faults]
     faults += _unpaired(dataset) + _mixed(found, dataset) + _duplicates(train, test)
-    bad = {f.case for f in faults if f.severity == "error"}
-    good = [e for e in train if e.fingerprint is not None and e.case.id not in bad]
+    bad = {f.file for f in faults if f.severity == "error"}
+    good = [e for e in train if e.fingerprint is not None and not bad & {*e.case.images, e.case.label}]
     summary = summarise_examinations(good, request.label_map) if good else None
     if summary is not None and masks:
         faults += _imbalance(dataset, summary)
@@ -278,8 +278,9 @@ def _patchy(name: str, summary: ClassSummary, found: Fingerprint) -> str | None:
     if middle < 5 or high < 5 * max(low, 1):
         return None
     return (
-        f"'{name}' comes as many objects (median {middle:.0f} in a case, diameter {summary.diameter[2]:.3g} {found.unit}) "
-        f"whose number varies from {low:.0f} to {high:.0f} (10th to 90th percentile): missed ones would not show."
+        f"'{name}' comes as many objects (median {middle:.0f} in a case, diameter {summary.diameter[2]:.3g} "
+        f"{found.unit}) whose number varies from {low:.0f} to {high:.0f} (10th to 90th percentile): "
+        "missed ones would not show."
     )
 
 

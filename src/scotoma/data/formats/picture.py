@@ -84,7 +84,7 @@ def write(path: Path, array: np.ndarray, grid: Grid, header: Any = None) -> None
         InputError: values that a PNG cannot hold.
     """
     array = array[0] if array.ndim == 3 and len(array) == 1 else array
-    whole = np.rint(array)
+    whole = np.rint(array.astype(np.float64))
     high = 65535 if array.ndim == 2 else 255
     if not (np.isfinite(array).all() and (whole == array).all() and whole.min() >= 0 and whole.max() <= high):
         raise InputError(
