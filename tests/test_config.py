@@ -51,6 +51,21 @@ def test_a_wrong_setting_is_named(override, part):
         load_settings("baseline", overrides=[override])
 
 
+def test_a_variant_overlays_its_recipe():
+    ours, published = (
+        load_settings("missing-lesions"),
+        load_settings("missing-lesions", overrides=["variant=published"]),
+    )
+    assert ours.network.prior_bias
+    assert not published.network.prior_bias
+    assert "beta_ramp" not in published.objective or published.objective["beta_ramp"] is None
+    assert (published.objective["alpha"], published.objective["beta"]) == (3.0, 0.1)
+    with pytest.raises(SettingsError, match="no variant 'publishd'; there are: published"):
+        load_settings("missing-lesions", overrides=["variant=publishd"])
+    with pytest.raises(SettingsError, match="it has none"):
+        load_settings("baseline", overrides=["variant=published"])
+
+
 def test_unknown_recipe_suggests_the_nearest():
     with pytest.raises(SettingsError, match="did you mean 'baseline'"):
         load_settings("basline")

@@ -171,9 +171,14 @@ def train(
             print(f"scotoma: {error}", file=sys.stderr)
             raise typer.Exit(FAULTS) from None
     if not quiet:
-        from scotoma.training.summary import run_summary
+        from scotoma.evaluation.evaluate import Evaluation
+        from scotoma.training.run import RunFolder
 
-        print(run_summary(out))
+        for part in RunFolder(out).folds():
+            print(f"\nvalidation cases of {part.path}")
+            _print_evaluation(Evaluation.load(part.validation))
+            for alarm in part.read_alarms():
+                print(f"collapse: {alarm}")
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """Settings of a run: typed, checked, and saved as they were used.
 
-A setting comes, later ones winning, from the defaults below, the recipe, a settings file, and
-``--set section.name=value``. Unknown names are refused with the nearest known one.
+A setting comes, later ones winning, from the defaults below, the recipe, the recipe's variant, a settings
+file, and ``--set section.name=value``. Unknown names are refused with the nearest known one.
 """
 
 from __future__ import annotations
@@ -150,6 +150,9 @@ class Settings(Section):
     """Everything a run can be told."""
 
     recipe: str = "baseline"
+    variant: str | None = Field(
+        None, description="a variant that the recipe names, such as 'published': the paper's form, verbatim"
+    )
     seed: int = Field(0, ge=0)
     data: DataSettings = Field(default_factory=DataSettings)
     split: SplitSettings = Field(default_factory=SplitSettings)
@@ -189,11 +192,19 @@ def load_settings(
     content: dict[str, Any] = {}
     if file is not None:
         content = _read_yaml(file)
+    pairs = _split_overrides(overrides or [])
     recipe = recipe or content.get("recipe") or "baseline"
     merged = _read_recipe(recipe)
+    variants = merged.pop("variants", {})
+    variant = dict(pairs).get("variant", content.get("variant"))
+    if variant is not None:
+        if variant not in variants:
+            there = f"there are: {', '.join(variants)}." if variants else "it has none."
+            raise SettingsError(f"the recipe '{Path(recipe).stem}' has no variant '{variant}'; {there}")
+        _merge(merged, variants[variant])
     _merge(merged, content)
     merged["recipe"] = Path(recipe).stem
-    for name, value in _split_overrides(overrides or []):
+    for name, value in pairs:
         target = merged
         *sections, last = name.split(".")
         for section in sections:

@@ -45,7 +45,7 @@ def prepare_image(image: Image, plan: Plan) -> tuple[np.ndarray, Grid]:
     if image.array.shape[0] != len(plan.channel_names):
         raise InputError(
             f"{where}: {image.array.shape[0]} channels, but the model was planned for"
-            f" {len(plan.channel_names)} ({', '.join(plan.channel_names)}); give the same channels, in that order."
+            f" {len(plan.channel_names)}; give these, in this order: {', '.join(plan.channel_names)}."
         )
     if (image.grid.ndim == 2) != plan.pictures:
         found, planned = ("a volume", "pictures") if plan.pictures else ("a picture", "volumes")

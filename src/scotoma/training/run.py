@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from scotoma.config import Settings, read_settings
@@ -90,6 +91,9 @@ class RunFolder:
             )
             raise InputError(f"{self.path}: no trained model there; {hint}.")
         return parts
+
+    def read_alarms(self) -> list[str]:
+        return json.loads(self.alarms.read_text(encoding="utf-8")) if self.alarms.is_file() else []
 
     def settings(self) -> Settings:
         return read_settings(self.config)

@@ -236,7 +236,7 @@ def _train_one(
         settings.save(run.config)
     fit(run, settings, plan, train_cases, validation_cases, resume=resume, progress_bar=progress_bar)
     if _first_process():
-        _validate(run, settings, [cases[name] for name in split.validation], label_map, progress)
+        _validate(run, settings, dataset.root, [cases[name] for name in split.validation], progress)
 
 
 def _split(run: RunFolder, settings: Settings, cases: list[Case]) -> Split:
@@ -318,21 +318,27 @@ def _write_environment(run: RunFolder, settings: Settings, plan: Plan, cases: li
 
 
 def _validate(
-    run: RunFolder, settings: Settings, cases: list[Case], label_map: LabelMap, progress: Progress | None
+    run: RunFolder, settings: Settings, root: Path, cases: list[Case], progress: Progress | None
 ) -> None:
     """Predict the validation cases whole and evaluate them."""
-    from scotoma.evaluation.evaluate import evaluate_cases
+    from scotoma.evaluation.evaluate import evaluate
     from scotoma.prediction.predict import Predictor, predict_cases
 
-    predictor = Predictor.from_run(run.path)
     predict_cases(
-        predictor,
+        Predictor.from_run(run.path),
         cases,
         run.validation,
         probabilities=True,
         progress=(lambda done, of: progress("predicting validation cases", done, of)) if progress else None,
     )
-    evaluate_cases(run.validation, cases, out=run.validation, seed=settings.seed)
+    evaluate(
+        run.validation,
+        root,
+        out=run.validation,
+        labels=settings.data.labels,
+        seed=settings.seed,
+        progress=(lambda done, of: progress("evaluating", done, of)) if progress else None,
+    )
 
 
 def _first_process() -> bool:
