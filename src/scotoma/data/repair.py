@@ -189,7 +189,10 @@ class _Copy:
         values, where, header = _raw_values(path)
         changed = []
         if not np.isfinite(values).all() or not (values == np.rint(values)).all():
-            values = np.rint(np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0))
+            finite = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+            values = np.floor(finite + 0.5)  # a probability of one half is foreground
+            if finite.any() and not values.any():
+                raise InputError(f"{path}: rounding its values to whole numbers leaves nothing of the mask.")
             changed.append("label values rounded to whole numbers")
         values = values.astype(np.int64).astype(fitting_type(values))
         if difference := images.grid_difference(grid, where, self.request.tolerance):
