@@ -33,9 +33,9 @@ def components(mask: np.ndarray) -> tuple[np.ndarray, int]:
     Returns:
         Integer array of the same shape, 0 outside and 1..n inside, and n.
     """
-    labels, n = cc3d.connected_components(
-        np.asarray(mask) != 0, connectivity=26 if mask.ndim == 3 else 8, return_N=True
-    )
+    # As uint8: with bool arrays of two axes, cc3d 3.29 labels pixels outside of the mask.
+    inside = (np.asarray(mask) != 0).view(np.uint8)
+    labels, n = cc3d.connected_components(inside, connectivity=26 if inside.ndim == 3 else 8, return_N=True)
     return labels, int(n)
 
 
