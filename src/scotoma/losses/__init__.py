@@ -7,11 +7,13 @@ classes, in 2-D and 3-D.
 from .common import NonFiniteLossError
 from .lopsided import LopsidedBootstrapLoss, beta_from_miss_rate, lopsided_bootstrap_loss
 from .objective import Objective, prior_bias
+from .topk_bottom_sigma import TopKBottomSigmaLoss
 
 __all__ = [
     "LopsidedBootstrapLoss",
     "NonFiniteLossError",
     "Objective",
+    "TopKBottomSigmaLoss",
     "beta_from_miss_rate",
     "lopsided_bootstrap_loss",
     "prior_bias",

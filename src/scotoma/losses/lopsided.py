@@ -36,27 +36,18 @@ def voxel_lopsided(
     teacher) calls it lesion. See `lopsided_bootstrap_loss` for the formula and the settings.
     """
     logits, target = batch.logits, batch.target
-    lesion = target > 0
     guide = logits.detach() if teacher is None else teacher.detach()
-    found = _lesion_margin(guide) > 0
-    if batch.valid is not None:
-        found &= batch.valid
-    boot = found & (target == 0)
-    allowed = None
-    if gate == "component":
-        boot = boot & _unlabelled_components(found, lesion, min_component)
-        allowed = boot
+    boot = bootstrapped(batch, lesion_margin(guide), gate, min_component)
     loss = voxel_cross_entropy(batch)
     if alpha != 1:
-        loss = loss * torch.where(lesion, alpha, 1.0)
+        loss = loss * torch.where(target > 0, alpha, 1.0)
     if beta == 1:
         return loss, boot
 
     if bootstrap == "hard" and teacher is None:
         # beta ce(0) + (1 - beta) ce(argmax) = ce(0) - (1 - beta) (max z - z_0): no second pass over the
         # classes, and nothing to do where the network itself says background.
-        surplus = torch.relu(_lesion_margin(logits))
-        return loss - (1 - beta) * surplus * (boot if allowed is not None else target == 0), boot
+        return loss - (1 - beta) * torch.relu(lesion_margin(logits)) * boot, boot
 
     # The general form: blend towards what the guide says.
     log_p = logits.log_softmax(1)
@@ -71,11 +62,28 @@ def voxel_lopsided(
     if bootstrap.startswith("reed"):
         where = target != IGNORED
     else:
-        where = target == 0 if allowed is None else allowed
+        where = target == 0 if gate == "voxel" else boot
     return torch.where(where, blended, loss), boot
 
 
-def _lesion_margin(logits: Tensor) -> Tensor:
+def bootstrapped(batch: Batch, margin: Tensor, gate: Gate, min_component: int) -> Tensor:
+    """Voxels labelled background that the guide calls lesion: (B, *S) bool.
+
+    Args:
+        batch: prepared logits and target.
+        margin: `lesion_margin` of the guide.
+        gate, min_component: see `lopsided_bootstrap_loss`.
+    """
+    found = margin > 0
+    boot = found & (batch.target == 0)
+    if gate == "component":
+        if batch.valid is not None:
+            found &= batch.valid
+        boot &= _unlabelled_components(found, batch.target > 0, min_component)
+    return boot
+
+
+def lesion_margin(logits: Tensor) -> Tensor:
     """max over lesion classes of z_c - z_0; positive where the arg max is a lesion class: (B, *S)."""
     # Taking the maximum channel by channel is many times faster on a CPU than argmax over the channels.
     background, *lesions = logits.unbind(1)

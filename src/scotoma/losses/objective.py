@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from .common import (
-    Batch,
     NonFiniteLossError,
     check_window,
     class_map,
@@ -19,17 +17,19 @@ from .common import (
     prepare,
     ramp,
 )
-from .cross_entropy import voxel_cross_entropy, voxel_focal
-from .dice import batch_dice_loss, dice_parts, image_dice_loss
-from .lopsided import Bootstrap, Gate, beta_from_miss_rate, check_lopsided, voxel_lopsided
+from .dice import batch_dice_loss, image_dice_loss
+from .lopsided import Bootstrap, Gate, beta_from_miss_rate, check_lopsided
+from .selection import Selection
 from .supervision import level_weights, subsample
+from .topk_bottom_sigma import image_means
+from .voxel import Kind, VoxelLoss
 
 
 class Objective(nn.Module):
     def __init__(
         self,
         num_classes: int,
-        voxel: Literal["ce", "lopsided", "focal"] = "ce",
+        voxel: Kind = "ce",
         *,
         ce: float = 1.0,
         class_weights: Sequence[float] | None = None,
@@ -44,6 +44,16 @@ class Objective(nn.Module):
         dice: float | None = None,
         batch_dice: bool = False,
         dice_excludes_bootstrapped: bool = False,
+        sigma: float = 0.0,
+        k: float | int = 1.0,
+        smooth: bool = True,
+        per_class: bool = False,
+        max_class_drop: float = 0.5,
+        pixel_temperature: float = 0.1,
+        image_temperature: float = 0.25,
+        queue: int = 0,
+        sigma_ramp: Sequence[float] | None = None,
+        k_ramp: Sequence[float] | None = None,
         ignore_index: int | Sequence[int] | None = 255,
         deep_supervision_weights: str | Sequence[float] = "halving",
     ):
@@ -58,12 +68,7 @@ class Objective(nn.Module):
         self.num_classes = num_classes
         self.voxel = voxel
         self.ce = ce
-        self.focal_gamma = focal_gamma
-        self.alpha = alpha
-        self.beta = beta
-        self.bootstrap: Bootstrap = bootstrap
-        self.gate: Gate = gate
-        self.min_component = min_component
+        self.voxel_loss = VoxelLoss(voxel, alpha, beta, bootstrap, gate, min_component, focal_gamma)
         self.beta_ramp = check_window("beta_ramp", beta_ramp)
         # Dice pulls the missed lesions back, so the lopsided loss stands alone unless told otherwise.
         self.dice = float(dice if dice is not None else 0.0 if voxel == "lopsided" else 1.0)
@@ -76,6 +81,18 @@ class Objective(nn.Module):
             "class_weights",
             None if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float32),
             persistent=False,
+        )
+        self.selection = Selection(
+            sigma,
+            k,
+            smooth=smooth,
+            per_class=per_class,
+            max_class_drop=max_class_drop,
+            pixel_temperature=pixel_temperature,
+            image_temperature=image_temperature,
+            queue=queue,
+            sigma_ramp=sigma_ramp,
+            k_ramp=k_ramp,
         )
         self.progress = 1.0
         self.terms: dict[str, Tensor] = {}
@@ -99,13 +116,18 @@ class Objective(nn.Module):
                 "Dice pulls the missed lesions back that the lopsided loss lets go; set dice to 0, or "
                 "dice_excludes_bootstrapped to leave the overruled voxels out of Dice"
             )
+        if self.batch_dice and self.dice > 0 and self.selection.selects_images:
+            raise ValueError(
+                "batch Dice joins all images into one number, so no image can be left out of it; "
+                "set batch_dice to false or k to 1.0"
+            )
         if self.dice_excludes_bootstrapped and (self.voxel != "lopsided" or self.dice == 0):
             raise ValueError("dice_excludes_bootstrapped needs the lopsided voxel loss and a Dice weight > 0")
 
     @property
     def current_beta(self) -> float:
         """beta at the present progress."""
-        return 1 + (self.beta - 1) * ramp(self.progress, self.beta_ramp)
+        return 1 + (self.voxel_loss.beta - 1) * ramp(self.progress, self.beta_ramp)
 
     def forward(
         self,
@@ -119,19 +141,21 @@ class Objective(nn.Module):
         levels = [logits] if isinstance(logits, Tensor) else list(logits)
         weights = level_weights(self.deep_supervision_weights, len(levels))
         target = class_map(target, levels[0].shape[2:])
-        terms: dict[str, Tensor] = {}
+        self.selection.progress = self.progress
+        parts: dict[str, Tensor] = {}
         shares: dict[str, Tensor] = {}
         for level, weight in zip(levels, weights, strict=True):
             if weight == 0:
                 continue
             space = level.shape[2:]
             teacher = None if teacher_logits is None else full_precision(subsample(teacher_logits, space, 2))
-            level_terms, level_shares = self._segmentation(level, subsample(target, space, 1), teacher)
-            for collected, found in ((terms, level_terms), (shares, level_shares)):
+            level_parts, level_shares = self._segmentation(level, subsample(target, space, 1), teacher)
+            for collected, found in ((parts, level_parts), (shares, level_shares)):
                 for name, value in found.items():
                     collected[name] = (
                         collected[name] + weight * value if name in collected else weight * value
                     )
+        terms = self._over_images(parts, prepare(levels[0], target, self.ignore_index).count(), shares)
         total = torch.stack([self._weight(name) * value for name, value in terms.items()]).sum()
         self.terms = {name: value.detach() for name, value in {**terms, "total": total, **shares}.items()}
         self._check_finite()
@@ -141,47 +165,68 @@ class Objective(nn.Module):
         """The factor a term enters the total with."""
         return self.dice if term == "dice" else self.ce
 
-    def _voxel_loss(
+    def _segmentation(
         self, logits: Tensor, target: Tensor, teacher: Tensor | None
-    ) -> tuple[Batch, Tensor, Tensor | None]:
-        """Prepared batch, loss per voxel (B, *S), and the bootstrapped voxels where there are any."""
-        batch = prepare(logits, target, self.ignore_index)
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Terms of one resolution, and shares to look at.
+
+        Where voxels or images are selected a term is one value per image (B,), still to be reduced;
+        otherwise it is a scalar.
+        """
         if logits.shape[1] != self.num_classes:
             raise ValueError(
                 f"the network gives {logits.shape[1]} classes, the objective has {self.num_classes}"
             )
-        if self.voxel == "lopsided":
-            loss, boot = voxel_lopsided(
-                batch, self.alpha, self.current_beta, self.bootstrap, teacher, self.gate, self.min_component
-            )
-            return batch, loss, boot
-        loss = voxel_focal(batch, self.focal_gamma) if self.voxel == "focal" else voxel_cross_entropy(batch)
-        if self.class_weights is not None:
-            loss = loss * self.class_weights.to(loss.dtype)[batch.target.clamp(min=0)]
-        return batch, loss, None
-
-    def _segmentation(
-        self, logits: Tensor, target: Tensor, teacher: Tensor | None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Terms with gradient, and shares to look at, for one resolution."""
-        batch, loss, boot = self._voxel_loss(logits, target, teacher)
+        batch = prepare(logits, target, self.ignore_index)
         count = batch.count()
-        terms: dict[str, Tensor] = {}
+        importance = None
+        if self.class_weights is not None:
+            importance = self.class_weights.to(batch.logits.dtype)[batch.target.clamp(min=0)]
+        voxels = self.voxel_loss(batch, self.current_beta, teacher, importance)
+        kept = self.selection.voxel_weights(voxels.value, batch)
+        overlap_weight = kept
         shares: dict[str, Tensor] = {}
-        if boot is not None:
-            shares["bootstrapped_share"] = boot.sum() / count.sum().clamp(min=1)
+        if voxels.bootstrapped is not None:
+            shares["bootstrapped_share"] = voxels.bootstrapped.sum() / count.sum().clamp(min=1)
+            if self.dice_excludes_bootstrapped:
+                believed = 1 - (1 - self.current_beta) * voxels.bootstrapped.to(count.dtype)
+                overlap_weight = (
+                    believed * (1.0 if batch.valid is None else batch.valid)
+                    if kept is None
+                    else believed * kept
+                )
+        sums = voxels.sums(kept, self.dice > 0, overlap_weight)
+        if self.selection.sigma > 0:
+            shares["trimmed_share"] = 1 - sums.weight.sum() / count.sum().clamp(min=1)
+        terms: dict[str, Tensor] = {}
         if self.ce > 0:
-            terms[self.voxel] = joined_mean(loss.sum(), count.sum())
-        if self.dice > 0:
-            weight = None
-            if boot is not None:
-                weight = torch.where(boot, self.current_beta, 1.0).to(loss.dtype)
-            parts = dice_parts(batch, weight)
-            if self.batch_dice:
-                terms["dice"] = batch_dice_loss(parts)
+            if self.selection.active:
+                terms[self.voxel] = image_means(sums)
             else:
-                terms["dice"] = joined_mean(image_dice_loss(parts).sum(), (count > 0).to(loss.dtype).sum())
+                terms[self.voxel] = joined_mean(sums.voxel.sum(), count.sum())
+        if self.dice > 0:
+            if self.batch_dice:
+                terms["dice"] = batch_dice_loss(sums)
+            elif self.selection.active:
+                terms["dice"] = image_dice_loss(sums)
+            else:
+                terms["dice"] = joined_mean(image_dice_loss(sums).sum(), (count > 0).to(count.dtype).sum())
         return terms, shares
+
+    def _over_images(
+        self, parts: dict[str, Tensor], count: Tensor, shares: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Scalars from the per-image terms: the images are weighted by their summed loss."""
+        per_image = {name: value for name, value in parts.items() if value.ndim == 1}
+        if not per_image:
+            return parts
+        losses = torch.stack([self._weight(name) * value for name, value in per_image.items()]).sum(0)
+        weights = self.selection.image_weights(losses, count)
+        if self.selection.selects_images:
+            shares["kept_images"] = weights.sum() / weights.max().clamp(min=1e-12)
+        return {
+            name: (value * weights).sum() if name in per_image else value for name, value in parts.items()
+        }
 
     def _check_finite(self) -> None:
         finite = torch.stack([value.float() for value in self.terms.values()]).isfinite()

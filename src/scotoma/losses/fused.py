@@ -1,0 +1,202 @@
+"""Voxel loss and soft Dice of a batch in one pass forward and one pass back.
+
+Composed of ordinary operations the same value needs several copies of (B, C, *S) and takes twice as long;
+here one softmax is kept, and its gradient is written out:
+
+    d/dz_c  sum_i w_i f(nll_i)             =  w f'(nll) (p_c - [y = c])
+    d/dz_c  sum_i g(p_i),  G_c = dg/dp_c   =  p_c (G_c - sum_k p_k G_k)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .common import Batch
+from .dice import ImageSums
+
+
+@dataclass(frozen=True)
+class VoxelRule:
+    """How a voxel loss follows from nll = -log p[y]; everything detached.
+
+    Attributes:
+        value: (B, *S) loss, 0 where ignored.
+        slope: (B, *S) derivative of the loss with respect to nll; None is 1.
+        swap: (B, *S) share of the gradient that is turned from class 0 to the strongest lesion class, in
+            the voxels bootstrapped by the lopsided loss; None elsewhere.
+    """
+
+    value: Tensor
+    slope: Tensor | None = None
+    swap: Tensor | None = None
+
+
+class FusedBatch:
+    """Softmax of a batch, computed once and without a graph."""
+
+    def __init__(self, batch: Batch):
+        self.batch = batch
+        with torch.no_grad():
+            self.target = batch.target.flatten(1)
+            self.index = self.target if batch.valid is None else self.target.clamp(min=0)
+            self.valid = None if batch.valid is None else batch.valid.flatten(1).to(batch.logits.dtype)
+            log_p = batch.logits.detach().flatten(2).log_softmax(1)
+            nll = log_p.gather(1, self.index[:, None])[:, 0].neg_()
+            self.nll = (nll if self.valid is None else nll.mul_(self.valid)).view(batch.target.shape)
+            self.p = log_p.exp_()
+
+    def sums(
+        self, rule: VoxelRule, weight: Tensor | None, dice: bool, dice_weight: Tensor | None
+    ) -> ImageSums:
+        """Sums with gradient to the logits.
+
+        Args:
+            rule: the voxel loss.
+            weight: (B, *S) selection weights, 0 where ignored; None counts every valid voxel once.
+            dice: whether the Dice sums are wanted.
+            dice_weight: (B, *S) weights in the Dice sums, 0 where ignored; None as above.
+        """
+        with torch.no_grad():
+            value = rule.value.flatten(1)
+            if weight is None:
+                kept, total = self.batch.count(), value.sum(1)
+                pull = self.valid
+            else:
+                weight = weight.flatten(1)
+                kept, total = weight.sum(1), (weight * value).sum(1)
+                pull = weight
+            slope = None if rule.slope is None else rule.slope.flatten(1)
+            if slope is not None:
+                pull = slope if pull is None else slope * pull
+            swap = None
+            if rule.swap is not None:
+                swap = rule.swap.flatten(1)
+                swap = swap if weight is None else swap * weight
+            mask = self.valid if dice_weight is None else dice_weight.flatten(1)
+            none = total.new_zeros(len(total), self.p.shape[1] - 1)
+            overlap, predicted, true = self._dice_sums(mask) if dice else (none, none, none)
+        saved = (self.batch.logits, self.p, self.index, self.nll, pull, swap, mask)
+        if not dice:
+            (voxel,) = _Sums.apply(*saved, total)  # type: ignore[misc]
+            return ImageSums(voxel, kept, none, none, none)
+        voxel, overlap, predicted = _Sums.apply(*saved, total, overlap, predicted)  # type: ignore[misc]
+        return ImageSums(voxel, kept, overlap, predicted, true)
+
+    def _dice_sums(self, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        p_true = torch.exp(-self.nll.flatten(1))
+        if mask is not None:
+            p_true *= mask
+        narrow = self.target.to(torch.int16)
+        overlap, true = [], []
+        for c in range(1, self.p.shape[1]):
+            here = (narrow == c).to(p_true.dtype)
+            true.append((here if mask is None else here * mask).sum(1))
+            overlap.append(here.mul_(p_true).sum(1))
+        lesions = self.p[:, 1:]
+        predicted = lesions.sum(2) if mask is None else (lesions * mask[:, None]).sum(2)
+        return torch.stack(overlap, 1), predicted, torch.stack(true, 1)
+
+
+class _Sums(torch.autograd.Function):
+    """Hands out sums computed beforehand, and knows their gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, logits, p, index, nll, pull, swap, mask, total, *parts):  # type: ignore[override]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(logits, p, index, nll, pull, swap, mask)
+        ctx.inputs = 8 + len(parts)
+        return (total.clone(), *(part.clone() for part in parts))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_voxel, grad_overlap=None, grad_predicted=None):  # type: ignore[override]
+        logits, p, index, nll, pull, swap, mask = ctx.saved_tensors
+        # to_true: what leaves the true class; common: what multiplies p in every class.
+        if grad_voxel is None:
+            to_true = torch.zeros_like(p[:, 0])
+        elif pull is None:
+            to_true = grad_voxel[:, None].expand_as(p[:, 0])
+        else:
+            to_true = pull * grad_voxel[:, None]
+        if grad_overlap is None and grad_predicted is None:
+            grad = p * to_true[:, None]
+        else:
+            shape = (p.shape[0], p.shape[1] - 1)
+            grad_overlap = p.new_zeros(shape) if grad_overlap is None else grad_overlap
+            grad_predicted = p.new_zeros(shape) if grad_predicted is None else grad_predicted
+            gain = torch.exp(-nll.flatten(1))
+            gain *= torch.cat([torch.zeros_like(grad_overlap[:, :1]), grad_overlap], 1).gather(1, index)
+            mean = p[:, 1] * grad_predicted[:, :1]
+            for c in range(2, p.shape[1]):
+                mean.addcmul_(p[:, c], grad_predicted[:, c - 1 : c])
+            mean += gain
+            if mask is not None:
+                gain *= mask
+                mean *= mask
+            common = torch.sub(to_true, mean, out=mean)
+            grad = torch.empty_like(p)
+            torch.mul(p[:, 0], common, out=grad[:, 0])
+            for c in range(1, p.shape[1]):
+                pulled = grad_predicted[:, c - 1 : c]
+                torch.add(common, pulled if mask is None else mask * pulled, out=grad[:, c])
+                grad[:, c] *= p[:, c]
+            to_true = to_true - gain
+        grad.scatter_add_(1, index[:, None], -to_true[:, None])
+        if swap is not None and grad_voxel is not None:
+            _turn(grad, logits.flatten(2), swap * grad_voxel[:, None])
+        return grad.view_as(logits), *(None for _ in range(ctx.inputs - 1))
+
+
+def _turn(grad: Tensor, logits: Tensor, amount: Tensor) -> None:
+    """Turn the target from class 0 to the strongest lesion class by the given amount, in place."""
+    grad[:, 0] += amount
+    if logits.shape[1] == 2:
+        grad[:, 1] -= amount
+        return
+    best = reduce(torch.maximum, logits[:, 1:].unbind(1))
+    for c in range(1, logits.shape[1]):
+        # A tie between two lesion classes goes to the first, as arg max does.
+        mine = (logits[:, c] == best).to(amount.dtype).mul_(amount)
+        grad[:, c] -= mine
+        amount = amount - mine
+
+
+# --- the rules ----------------------------------------------------------------------------------------
+
+
+def ce_rule(fused: FusedBatch) -> VoxelRule:
+    """Cross-entropy."""
+    return VoxelRule(fused.nll)
+
+
+def focal_rule(fused: FusedBatch, gamma: float) -> VoxelRule:
+    """(1 - p[y])^gamma nll, as `voxel_focal`."""
+    wrong = (-torch.expm1(-fused.nll)).clamp(min=torch.finfo(fused.nll.dtype).tiny)
+    damped = wrong**gamma
+    slope = damped + gamma * wrong ** (gamma - 1) * (1 - wrong) * fused.nll
+    if fused.batch.valid is not None:
+        slope = slope * fused.batch.valid
+    return VoxelRule(damped * fused.nll, slope)
+
+
+def lopsided_rule(fused: FusedBatch, alpha: float, beta: float, boot: Tensor, margin: Tensor) -> VoxelRule:
+    """The hard lopsided bootstrap, as `voxel_lopsided`.
+
+    Args:
+        fused: the batch.
+        alpha, beta: see `lopsided_bootstrap_loss`.
+        boot: (B, *S) bool, the bootstrapped voxels.
+        margin: (B, *S) how far the strongest lesion logit lies above the background's.
+    """
+    batch = fused.batch
+    slope = (batch.target > 0).to(margin.dtype).mul_(alpha - 1).add_(1)
+    if batch.valid is not None:
+        slope *= batch.valid
+    swap = boot.to(margin.dtype).mul_(1 - beta)
+    return VoxelRule(fused.nll * slope - swap * margin.clamp(min=0), slope, swap)

@@ -1,0 +1,256 @@
+"""Which voxels and which images count: all but the sigma largest voxel losses, the k largest image losses.
+
+All weights are constants to the gradient. A weight that followed the loss would turn the derivative
+negative near the cut-off, and training would push those losses up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .common import Batch, check_window, gather_images, joined, processes, ramp
+
+SAMPLE = 4096
+"""Values looked at to bracket an order statistic before the exact search."""
+
+
+def order_pair(values: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The rank-th smallest value and the next one (rank counted from 1), exactly and without sorting all.
+
+    A strided sample brackets the answer and the few values inside the bracket are sorted. Should the bracket
+    miss, everything is.
+
+    Args:
+        values: (N,), rank < N.
+    """
+    n = values.numel()
+    if n > 4 * SAMPLE:
+        # An odd stride does not run along the columns of an image of even width.
+        sample = values[:: (n // SAMPLE) | 1].sort().values
+        middle = rank / n * sample.numel()
+        margin = 6 * math.sqrt(middle * max(0.0, 1 - rank / n)) + 2
+        low = sample[max(0, int(middle - margin))]
+        high = sample[min(sample.numel() - 1, int(middle + margin))]
+        above = values[values >= low]
+        inside = above[above <= high]
+        below = n - above.numel()
+        if 0 < rank - below < inside.numel():
+            values, rank = inside, rank - below
+    ordered = values.sort().values
+    return ordered[rank - 1], ordered[rank]
+
+
+def keep_smallest(values: Tensor, kept: int, smooth: bool, temperature: float) -> tuple[Tensor, Tensor]:
+    """Weights that keep the smallest values, and the cut-off.
+
+    Args:
+        values: (N,), with infinity where there is nothing to choose from.
+        kept: how many to keep, at least one fewer than there are finite values.
+        smooth: sigmoid((tau - l) / T) with tau midway between the last kept and the first dropped value and
+            T = temperature (tau + 1e-6); otherwise 1 and 0, values tied at the cut sharing the places left.
+
+    Returns:
+        Weights (N,), and tau (scalar).
+    """
+    last, first_dropped = order_pair(values, kept)
+    tau = (last + first_dropped) / 2
+    if smooth:
+        return (tau - values).div_(temperature * (tau + 1e-6)).sigmoid_(), tau
+    if last < first_dropped:
+        return (values <= last).to(values.dtype), tau
+    smaller = values < last
+    tied = values == last
+    return smaller + tied * ((kept - smaller.sum()) / tied.sum()), tau
+
+
+class Selection(nn.Module):
+    """Weights of voxels within their image and of images within the batch.
+
+    Args:
+        sigma: share of the largest voxel losses of each image to drop, in [0, 1).
+        k: images to keep, those with the largest loss: a float is a share (rounded up), an int a count in
+            the joined batch of all processes.
+        smooth: sigmoid weights around both cut-offs instead of a step.
+        per_class: drop the share sigma of every class of an image rather than of all its voxels.
+        max_class_drop: never drop more than this share of any class of an image; 1 lifts the guard.
+        pixel_temperature, image_temperature: widths of the two sigmoids, relative to the cut-off and to the
+            spread of the image losses.
+        queue: how many past image losses to rank against as well; for batches of one or two.
+        sigma_ramp, k_ramp: [start, end] as shares of training between which sigma grows from 0 and k falls
+            from everything.
+    """
+
+    def __init__(
+        self,
+        sigma: float = 0.05,
+        k: float | int = 0.75,
+        *,
+        smooth: bool = True,
+        per_class: bool = False,
+        max_class_drop: float = 0.5,
+        pixel_temperature: float = 0.1,
+        image_temperature: float = 0.25,
+        queue: int = 0,
+        sigma_ramp: Sequence[float] | None = None,
+        k_ramp: Sequence[float] | None = None,
+    ):
+        super().__init__()
+        if not 0 <= sigma < 1:
+            raise ValueError(f"sigma is the share of voxels to drop, in [0, 1); got {sigma}")
+        if isinstance(k, bool) or (isinstance(k, int) and k < 1) or (isinstance(k, float) and not 0 < k <= 1):
+            raise ValueError(f"k must be a share in (0, 1] or a count of images >= 1; got {k!r}")
+        if not 0 < max_class_drop <= 1:
+            raise ValueError(f"max_class_drop must lie in (0, 1]; got {max_class_drop}")
+        if pixel_temperature <= 0 or image_temperature <= 0:
+            raise ValueError(
+                "the temperatures of smooth selection must be positive; smooth=False is the step"
+            )
+        if queue < 0:
+            raise ValueError(f"queue is a number of past images; got {queue}")
+        self.sigma = sigma
+        self.k = k
+        self.smooth = smooth
+        self.per_class = per_class
+        self.max_class_drop = max_class_drop
+        self.pixel_temperature = pixel_temperature
+        self.image_temperature = image_temperature
+        self.sigma_ramp = check_window("sigma_ramp", sigma_ramp)
+        self.k_ramp = check_window("k_ramp", k_ramp)
+        self.progress = 1.0
+        # NaN where nothing has been stored yet. Part of the state, so that a resumed run goes on alike.
+        self.past: Tensor
+        self.register_buffer("past", torch.full((queue,), math.nan))
+
+    @property
+    def active(self) -> bool:
+        """Whether the settings select anything at all, at any point of training."""
+        return self.sigma > 0 or self.selects_images
+
+    @property
+    def selects_images(self) -> bool:
+        """Whether the settings ever leave an image out."""
+        return isinstance(self.k, int) or self.k < 1
+
+    @property
+    def current_sigma(self) -> float:
+        """sigma at the present progress."""
+        return self.sigma * ramp(self.progress, self.sigma_ramp)
+
+    def kept_images(self, images: int) -> int:
+        """How many of this many images are kept at the present progress."""
+        k = min(1.0, self.k / images) if isinstance(self.k, int) else self.k
+        return max(1, math.ceil(images * (1 + (k - 1) * ramp(self.progress, self.k_ramp))))
+
+    # --- voxels ---------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def voxel_weights(self, loss: Tensor, batch: Batch) -> Tensor | None:
+        """Weight of every voxel, 0 where ignored: (B, *S); None when all valid voxels count alike.
+
+        Args:
+            loss: (B, *S) per-voxel loss >= 0.
+            batch: what it was computed from.
+        """
+        sigma = self.current_sigma
+        if sigma == 0:
+            return None
+        values = loss.flatten(1)
+        if batch.valid is not None:
+            values = values.masked_fill(~batch.valid.flatten(1), math.inf)
+        target = batch.target.flatten(1).to(torch.int16)  # narrow: it is compared once per class
+        present = torch.stack([(target == c).sum(1) for c in range(batch.logits.shape[1])], 1).tolist()
+        weights = [self._image_voxels(*image, sigma) for image in zip(values, target, present, strict=True)]
+        stacked = torch.stack(weights).view_as(loss)
+        return stacked if batch.valid is None else stacked.mul_(batch.valid)
+
+    def _image_voxels(self, values: Tensor, target: Tensor, present: list[int], sigma: float) -> Tensor:
+        """The weights of one image.
+
+        Args:
+            values: (N,) losses, infinite where ignored.
+            target: (N,) classes.
+            present: how many voxels of each class there are.
+            sigma: share to drop.
+        """
+        if self.per_class:
+            weights = torch.ones_like(values)
+            for c, n in enumerate(present):
+                dropped = math.floor(min(sigma, self.max_class_drop) * n)
+                weights = self._trim_class(weights, values, target == c, n, dropped)
+            return weights
+        total = sum(present)
+        dropped = min(math.floor(sigma * total), total - 1)
+        if dropped <= 0:
+            return torch.ones_like(values)
+        weights, tau = keep_smallest(values, total - dropped, self.smooth, self.pixel_temperature)
+        allowed = {c: math.floor(self.max_class_drop * n) for c, n in enumerate(present) if n > 0}
+        small = [c for c, most in allowed.items() if most < dropped]  # the others cannot lose too many
+        if small:
+            over = values > tau
+            lost = torch.stack([(over & (target == c)).sum() for c in small]).tolist()
+            for c, out in zip(small, lost, strict=True):
+                if out > allowed[c]:
+                    weights = self._trim_class(weights, values, target == c, present[c], allowed[c])
+        return weights
+
+    def _trim_class(self, weights: Tensor, values: Tensor, mine: Tensor, n: int, dropped: int) -> Tensor:
+        """The weights with those of one class replaced: the given number of its largest losses dropped."""
+        dropped = min(dropped, n - 1)
+        if dropped <= 0:
+            return weights.masked_fill(mine, 1.0)
+        own, _ = keep_smallest(values[mine], n - dropped, self.smooth, self.pixel_temperature)
+        return weights.masked_scatter(mine, own)
+
+    # --- images ---------------------------------------------------------------------------------------
+
+    def image_weights(self, losses: Tensor, counts: Tensor) -> Tensor:
+        """What to multiply each image's loss with before summing: (B,), detached.
+
+        Includes the division by the summed weights of the joined batch and, under several processes, the
+        factor that makes averaged gradients equal those of the joined batch.
+
+        Args:
+            losses: (B,) image losses, with gradient in training.
+            counts: (B,) valid voxels; an image without any is left out.
+        """
+        several = joined(losses)
+        learning = losses.requires_grad and torch.is_grad_enabled()
+        present = counts > 0
+        with torch.no_grad():
+            mine = losses.detach()
+            pool = torch.where(present, mine, math.nan)
+            if several:
+                pool = gather_images(pool)
+            batch = pool[~pool.isnan()] if bool(torch.isfinite(mine).all()) else mine
+            images = len(batch)
+            if images == 0:
+                return torch.zeros_like(mine)
+            factor = float(processes()) if several else 1.0
+            if not self.selects_images:
+                return present * (factor / images)
+            pool = torch.cat([batch, self.past[~self.past.isnan()].to(batch)])
+            weigh = self._image_rule(pool, self.kept_images(images), images)
+            weights = present * weigh(mine) * (factor / (images * weigh(pool).mean()))
+            if learning and self.training and len(self.past):
+                newest = batch[-len(self.past) :].to(self.past)
+                self.past.copy_(torch.cat([self.past, newest])[-len(self.past) :])
+        return weights
+
+    def _image_rule(self, pool: Tensor, kept: int, images: int):
+        """The weight of an image loss as a function, given the losses to rank it among."""
+        kept = max(1, math.ceil(len(pool) * kept / images)) if len(pool) != images else kept
+        if kept >= len(pool):
+            return torch.ones_like
+        ordered = pool.sort(descending=True).values
+        last, first_dropped = ordered[kept - 1], ordered[kept]
+        if self.smooth:
+            kappa = (last + first_dropped) / 2
+            width = self.image_temperature * (pool.std(correction=0) + 1e-6)
+            return lambda x: torch.sigmoid((x - kappa) / width)
+        # Images tied at the cut share the places left.
+        share = (kept - (pool > last).sum()) / (pool == last).sum()
+        return lambda x: (x > last).to(x.dtype) + (x == last) * share

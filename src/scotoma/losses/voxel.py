@@ -1,0 +1,94 @@
+"""The voxel losses by name, as `Objective` and the envelope use them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .common import Batch
+from .cross_entropy import voxel_cross_entropy, voxel_focal
+from .dice import ImageSums, plain_sums
+from .fused import FusedBatch, ce_rule, focal_rule, lopsided_rule
+from .lopsided import Bootstrap, Gate, bootstrapped, lesion_margin, voxel_lopsided
+
+Kind = Literal["ce", "lopsided", "focal"]
+
+
+@dataclass(frozen=True)
+class Voxels:
+    """A voxel loss on a batch.
+
+    Attributes:
+        value: (B, *S) loss >= 0, detached, 0 where ignored.
+        bootstrapped: (B, *S) bool, voxels whose background label was overruled; None for other losses.
+        sums: (selection weights, with Dice?, Dice weights) -> sums per image, with gradient.
+    """
+
+    value: Tensor
+    bootstrapped: Tensor | None
+    sums: Callable[[Tensor | None, bool, Tensor | None], ImageSums]
+
+
+@dataclass(frozen=True)
+class VoxelLoss:
+    """Settings of a voxel loss; see `Objective` for their meaning."""
+
+    kind: Kind = "ce"
+    alpha: float = 3.0
+    beta: float = 0.1
+    bootstrap: Bootstrap = "hard"
+    gate: Gate = "voxel"
+    min_component: int = 1
+    focal_gamma: float = 2.0
+    fused: bool = True
+
+    def __call__(
+        self,
+        batch: Batch,
+        beta: float | None = None,
+        teacher: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> Voxels:
+        """Evaluate.
+
+        Args:
+            batch: prepared logits and target.
+            beta: instead of the one in the settings, while it ramps.
+            teacher: (B, C, *S) logits that guide the bootstrap.
+            weight: (B, *S) factor of each voxel's loss.
+        """
+        beta = self.beta if beta is None else beta
+        simple = self.kind != "lopsided" or beta == 1 or (self.bootstrap == "hard" and teacher is None)
+        if self.fused and simple and weight is None:
+            return self._fused(batch, beta, teacher)
+        boot = None
+        if self.kind == "lopsided":
+            loss, boot = voxel_lopsided(
+                batch, self.alpha, beta, self.bootstrap, teacher, self.gate, self.min_component
+            )
+        else:
+            loss = (
+                voxel_focal(batch, self.focal_gamma) if self.kind == "focal" else voxel_cross_entropy(batch)
+            )
+        if weight is not None:
+            loss = loss * weight.to(loss.dtype).reshape(loss.shape)
+        return Voxels(loss.detach(), boot, lambda w, dice, dw: plain_sums(loss, batch, w, dice, dw))
+
+    @torch.no_grad()
+    def _fused(self, batch: Batch, beta: float, teacher: Tensor | None) -> Voxels:
+        fused = FusedBatch(batch)
+        boot = None
+        if self.kind == "ce":
+            rule = ce_rule(fused)
+        elif self.kind == "focal":
+            rule = focal_rule(fused, self.focal_gamma)
+        else:
+            own = lesion_margin(batch.logits.detach())
+            guide = own if teacher is None else lesion_margin(teacher)
+            boot = bootstrapped(batch, guide, self.gate, self.min_component)
+            rule = lopsided_rule(fused, self.alpha, beta, boot, own)
+        return Voxels(rule.value, boot, lambda w, dice, dw: fused.sums(rule, w, dice, dw))
