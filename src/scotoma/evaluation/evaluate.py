@@ -95,6 +95,7 @@ from scotoma.errors import InputError, ScotomaError
 from scotoma.evaluation import summary, tables
 from scotoma.evaluation.calibration import BINS
 from scotoma.evaluation.cases import ANY_FOREGROUND, CaseResult, Options, evaluate_case, mask_values
+from scotoma.evaluation.lesion_summary import pool_lesions
 from scotoma.evaluation.lesions import THRESHOLDS
 from scotoma.evaluation.matching import MIN_IOU
 from scotoma.evaluation.pairing import Pair, Values, interpret, pair_folders
@@ -327,9 +328,7 @@ def _content(results: list[CaseResult], classes: list[str], options: Options, se
         "cases": rows,
         "summary": summary.summarise(rows, foreground, bootstrap) if rows else {},
         "pooled": summary.pool_voxels(rows, foreground, bootstrap) if rows else {},
-        "lesions": {name: summary.pool_lesions(rows, name, unit, bootstrap) for name in names}
-        if rows
-        else {},
+        "lesions": {name: pool_lesions(rows, name, unit, bootstrap) for name in names} if rows else {},
         "calibration": calibration,
         "worst_to_best": [
             row["case"]

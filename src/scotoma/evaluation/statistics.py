@@ -81,7 +81,12 @@ class Bootstrap:
             value = figure(*(np.asarray(c, float).sum(0) for c in counts))
             if self.n_patients < 2:
                 return Interval(float(value), float("nan"), float("nan"))
-            return self.around(float(value), figure(*(self.sums(c) for c in counts)))
+            return self.around(float(value), self.resampled(figure, *counts))
+
+    def resampled(self, figure: Callable[..., np.ndarray], *counts: np.ndarray) -> np.ndarray:
+        """(resamples,) the figure in every resample."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return figure(*(self.sums(c) for c in counts))
 
     def mean(self, values: np.ndarray) -> Interval:
         """Mean over the cases where the figure is defined (not NaN), with its interval."""
@@ -99,6 +104,11 @@ class Bootstrap:
         tail = (1 - CONFIDENCE) / 2
         low, high = np.quantile(known, [tail, 1 - tail])
         return Interval(value, float(low), float(high))
+
+
+def numbers(values: Sequence[float | None]) -> np.ndarray:
+    """Figures as they stand in the file, null as NaN."""
+    return np.array([np.nan if v is None else v for v in values], float)
 
 
 def describe_values(values: np.ndarray, bootstrap: Bootstrap | None = None) -> dict[str, float | int]:
