@@ -1,0 +1,282 @@
+"""Folders of predictions against folders of masks: pairing, values, failures, the written files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scotoma.data.grid import Grid
+from scotoma.data.image import Image, write_mask, write_probabilities
+from scotoma.data.labels import IGNORE, LabelMap
+from scotoma.errors import InputError
+from scotoma.evaluation.compare import compare
+from scotoma.evaluation.evaluate import Evaluation, evaluate
+from scotoma.evaluation.pairing import interpret
+from scotoma.evaluation.segmentation import METRICS, segmentation_metrics
+
+SHAPE, SPACING = (12, 14, 10), (1.0, 1.0, 2.0)
+GRID = Grid.of_spacing(SHAPE, SPACING)
+
+
+def write(path: Path, mask: np.ndarray, grid: Grid | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grid = grid or (GRID if mask.ndim == 3 else Grid.of_spacing(mask.shape, (1.0, 1.0), "px"))
+    write_mask(path, mask, Image(np.zeros((1, *mask.shape), np.float32), grid))
+
+
+def blob(seed: int, classes: int = 2, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    out = np.zeros(shape, np.uint8)
+    for c in range(1, classes):
+        for _ in range(3):
+            corner = [int(rng.integers(0, n - 3)) for n in shape]
+            out[tuple(slice(a, a + 3) for a in corner)] = c
+    return out
+
+
+def near(mask: np.ndarray) -> np.ndarray:
+    return np.roll(mask, 1, axis=0)
+
+
+def predict_folder(
+    folder: Path,
+    masks: dict[str, np.ndarray],
+    classes: list[str],
+    probabilities: bool = True,
+    **extra: object,
+) -> None:
+    cases = {}
+    for name, mask in masks.items():
+        write(folder / f"{name}.nii.gz", mask)
+        cases[name] = {"images": [], "prediction": f"{name}.nii.gz", "probabilities": None}
+        if probabilities:
+            p = np.stack([np.where(mask == c, 0.9, 0.1 / (len(classes) - 1)) for c in range(len(classes))])
+            path = folder / "probabilities" / f"{name}.nii.gz"
+            path.parent.mkdir(exist_ok=True)
+            like = Image(np.zeros((1, *mask.shape), np.float32), GRID)
+            write_probabilities(path, (p * 65535).round().astype(np.uint16), like)
+            cases[name]["probabilities"] = f"probabilities/{name}.nii.gz"
+    content = {"label_map": LabelMap.plain(classes).model_dump(), "recipe": "baseline", "run": "run"}
+    (folder / "prediction.json").write_text(json.dumps(content | {"cases": cases, "failed": {}}))
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Two classes and background, four cases with probabilities."""
+    truth = {f"case_{n}": blob(n, 3) for n in range(4)}
+    for name, mask in truth.items():
+        write(tmp_path / "truth" / f"{name}.nii.gz", mask)
+    predictions = {name: near(mask) for name, mask in truth.items()}
+    predict_folder(tmp_path / "pred", predictions, ["background", "a", "b"])
+    return tmp_path / "pred", tmp_path / "truth"
+
+
+def test_the_whole_folder(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    found = evaluate(*folders, out=tmp_path / "out").content
+    assert found["counts"] == {"expected": 4, "evaluated": 4, "failed": 0, "not_predicted": 0, "no_truth": 0}
+    assert (found["recipe"], found["run"], found["unit"]) == ("baseline", "run", "mm")
+    for n, case in enumerate(found["cases"]):
+        truth = blob(n, 3)
+        expected = segmentation_metrics(near(truth), truth, SPACING, 3)
+        for c, name in ((1, "a"), (2, "b")):
+            for metric in METRICS:
+                assert case["classes"][name][metric] == pytest.approx(expected[c][metric])
+    assert list(found["lesions"]) == ["a", "b", "any foreground"]
+    lesions = found["lesions"]["a"]
+    assert lesions["n_lesions"] == sum(len(c["lesions"]["a"]["truth"]) for c in found["cases"])
+    assert lesions["max_sensitivity"]["value"] >= lesions["average_precision"]["value"] > 0
+    assert found["calibration"]["n_cases"] == 4
+    mean = np.mean([c["classes"]["a"]["dice"] for c in found["cases"]])
+    summary = found["summary"]["a"]["dice"]
+    assert summary["mean"] == pytest.approx(mean)
+    assert summary["low"] <= summary["mean"] <= summary["high"]
+    # The file is the returned content, and strict JSON.
+    text = (tmp_path / "out" / "evaluation.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == found
+    assert Evaluation.load(tmp_path / "out").content == found
+    rows = list(csv.DictReader((tmp_path / "out" / "cases.csv").open()))
+    assert len(rows) == 8
+    assert float(rows[0]["dice"]) == found["cases"][0]["classes"]["a"]["dice"]
+    lesion_rows = list(csv.DictReader((tmp_path / "out" / "lesions.csv").open()))
+    truths = sum(len(x["truth"]) for c in found["cases"] for x in c["lesions"].values())
+    assert sum(row["kind"] == "truth" for row in lesion_rows) == truths
+    for _, header, table in evaluate(*folders).tables():
+        assert table
+        assert all(len(row) == len(header) for row in table)
+
+
+def test_processes_and_order_change_nothing(folders: tuple[Path, Path]) -> None:
+    one, two = evaluate(*folders).content, evaluate(*folders, workers=2).content
+    one.pop("created"), two.pop("created")
+    assert one == two
+
+
+def test_a_bad_case_does_not_cost_the_others(folders: tuple[Path, Path]) -> None:
+    predictions, truth = folders
+    (predictions / "case_0.nii.gz").write_bytes(b"no image")
+    (predictions / "case_1.nii.gz").unlink()
+    moved = np.diag([1.0, 1.0, 2.0, 1.0])
+    moved[0, 3] = 5
+    write(predictions / "case_2.nii.gz", near(blob(2, 3)), Grid(SHAPE, moved))
+    found = evaluate(predictions, truth).content
+    assert [c["case"] for c in found["cases"]] == ["case_3"]
+    assert set(found["failed"]) == {"case_0", "case_1", "case_2"}
+    assert "case_0.nii.gz" in found["failed"]["case_0"]
+    assert "no prediction" in found["failed"]["case_1"]
+    assert "origin" in found["failed"]["case_2"]
+    assert found["counts"]["failed"] == 3
+    assert found["summary"]["a"]["dice"]["n"] == 1
+
+
+def test_nothing_can_be_evaluated(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    for path in folders[0].glob("*.nii.gz"):
+        path.write_bytes(b"")
+    found = evaluate(*folders, out=tmp_path / "out")
+    assert found.content["counts"]["failed"] == 4
+    assert found.tables()[0][2] == []
+    assert (tmp_path / "out" / "evaluation.json").is_file()
+
+
+def test_what_was_asked_for_is_what_is_expected(folders: tuple[Path, Path]) -> None:
+    predictions, truth = folders
+    content = json.loads((predictions / "prediction.json").read_text())
+    del content["cases"]["case_3"]
+    content["failed"]["case_9"] = "case_9: cannot be read."
+    (predictions / "prediction.json").write_text(json.dumps(content))
+    found = evaluate(predictions, truth).content
+    assert found["not_predicted"] == ["case_3"]
+    assert found["failed"] == {"case_9": "case_9: cannot be read."}
+
+
+def test_masks_from_elsewhere(tmp_path: Path) -> None:
+    """No prediction.json, PNG, truth {0, 255}, predictions {0, 1}; a prediction is missing."""
+    for n in range(3):
+        mask = blob(n, shape=(30, 31))
+        write(tmp_path / "data" / "labels" / f"i{n}.png", mask * 255)
+        write(tmp_path / "data" / "images" / f"i{n}.png", mask * 100)
+        if n:
+            write(tmp_path / "pred" / f"i{n}.png", near(mask))
+    found = evaluate(tmp_path / "pred", tmp_path / "data").content
+    assert [c["case"] for c in found["cases"]] == ["i1", "i2"]
+    assert list(found["failed"]) == ["i0"]
+    assert any("0, 255" in note for note in found["notes"])
+    assert found["unit"] == found["volume_unit"] == "px"
+    mask = blob(1, shape=(30, 31))
+    name = found["classes"][1]
+    expected = segmentation_metrics(near(mask), mask)[1]["dice"]
+    assert found["cases"][0]["classes"][name]["dice"] == pytest.approx(expected)
+    assert found["cases"][0]["images"][0].endswith("images/i1.png")
+    assert found["lesions"][name]["froc"] is None
+    assert evaluate(tmp_path / "pred", tmp_path / "data" / "labels").content["classes"] == found["classes"]
+
+
+def test_healthy_case_and_missed_case_are_counted(tmp_path: Path) -> None:
+    empty = np.zeros(SHAPE, np.uint8)
+    truth = {"healthy": empty, "ill": blob(1), "missed": blob(2)}
+    given = {"healthy": empty, "ill": blob(1), "missed": empty}
+    for name in truth:
+        write(tmp_path / "truth" / f"{name}.nii.gz", truth[name])
+    predict_folder(tmp_path / "pred", given, ["background", "lesion"])
+    found = evaluate(tmp_path / "pred", tmp_path / "truth").content
+    dice = found["summary"]["lesion"]["dice"]
+    assert (dice["mean"], dice["n"], dice["n_undefined"], dice["n_missed"]) == (0.5, 2, 1, 1)
+    assert found["worst_to_best"] == ["missed", "ill", "healthy"]
+    perfect = evaluate(tmp_path / "pred", tmp_path / "truth", policy="perfect").content
+    assert perfect["summary"]["lesion"]["dice"]["mean"] == pytest.approx(2 / 3)
+
+
+def test_ignored_voxels(tmp_path: Path) -> None:
+    truth = blob(0)
+    truth[:4] = 9
+    label_map = LabelMap(classes=["background", "lesion"], values={0: 0, 1: 1, 9: "ignore"})
+    write(tmp_path / "truth" / "a.nii.gz", truth)
+    prediction = near(blob(0))
+    write(tmp_path / "pred" / "a.nii.gz", prediction)
+    first = evaluate(tmp_path / "pred", tmp_path / "truth", label_map).content["cases"][0]
+    prediction[:4] = 1
+    write(tmp_path / "pred" / "a.nii.gz", prediction)
+    second = evaluate(tmp_path / "pred", tmp_path / "truth", label_map).content["cases"][0]
+    assert first == second
+    assert first["ignored_voxels"] == truth[:4].size
+    expected = segmentation_metrics(prediction, np.where(truth == 9, IGNORE, truth), SPACING)[1]["dice"]
+    assert first["classes"]["lesion"]["dice"] == pytest.approx(expected)
+
+
+def test_wrong_probabilities_are_named(folders: tuple[Path, Path]) -> None:
+    like = Image(np.zeros((1, *SHAPE), np.float32), GRID)
+    path = folders[0] / "probabilities" / "case_0.nii.gz"
+    write_probabilities(path, np.zeros((2, *SHAPE), np.uint16), like)
+    found = evaluate(*folders).content
+    assert "probabilities" in found["failed"]["case_0"]
+    assert found["counts"]["evaluated"] == 3
+
+
+def test_comparison_is_paired(tmp_path: Path) -> None:
+    truth = {f"c{n}": blob(n) for n in range(8)}
+    for name, mask in truth.items():
+        write(tmp_path / "truth" / f"{name}.nii.gz", mask)
+    names = ["background", "lesion"]
+    # The share of a lesion that is found differs from case to case; b always finds a little more of it.
+    order = np.random.default_rng(0).random(SHAPE)
+    for side, more in (("a", 0.0), ("b", 0.1)):
+        given = {k: m * (order < 0.1 * n + 0.1 + more) for n, (k, m) in enumerate(truth.items())}
+        predict_folder(tmp_path / side, given, names)
+    a, b = (evaluate(tmp_path / side, tmp_path / "truth") for side in "ab")
+    rows = {(r["kind"], r["figure"]): r for r in compare(a, b)}
+    dice = rows["mean", "dice"]
+    assert dice["n"] == 8
+    assert dice["difference"] == pytest.approx(dice["b"] - dice["a"])
+    assert dice["low"] > 0, "every case is better, so the interval is above zero"
+    alone = b.content["summary"]["lesion"]["dice"]
+    assert dice["high"] - dice["low"] < alone["high"] - alone["low"], "pairing makes it narrower"
+    assert rows["pooled", "max_sensitivity"]["n"] == 8
+    assert all(r["difference"] == 0 for r in compare(a, a) if r["difference"] is not None)
+
+
+def test_errors(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        evaluate(tmp_path / "nowhere", folders[1])
+    write(tmp_path / "other" / "unrelated.nii.gz", blob(0))
+    with pytest.raises(InputError, match="paired by name"):
+        evaluate(tmp_path / "other", folders[1])
+    (folders[0] / "prediction.json").write_text("{}")
+    with pytest.raises(InputError, match="not a list of predictions"):
+        evaluate(*folders)
+    with pytest.raises(InputError, match="not an evaluation"):
+        Evaluation.load(folders[0])
+
+
+@pytest.mark.parametrize(
+    ("truth", "prediction", "expected"),
+    [
+        ({0, 1}, {0, 1}, ({0: 0, 1: 1}, {0: 0, 1: 1})),
+        ({0, 255}, {0, 255}, ({0: 0, 255: 1}, {0: 0, 255: 1})),
+        ({0, 255}, {0, 1}, ({0: 0, 255: 1}, {0: 0, 1: 1})),
+        ({0, 1}, {0, 255}, ({0: 0, 1: 1}, {0: 0, 255: 1})),
+        ({0, 1}, {0}, ({0: 0, 1: 1}, {0: 0, 1: 1})),
+        ({0, 1}, {0, 1, 2}, ({0: 0, 1: 1, 2: 2}, {0: 0, 1: 1, 2: 2})),
+        ({0, 3, 7}, {0, 1, 2}, ({0: 0, 3: 1, 7: 2}, {0: 0, 1: 1, 2: 2})),
+    ],
+)
+def test_values(truth: set[int], prediction: set[int], expected: tuple) -> None:
+    cases = ("a", "b")
+    values, _ = interpret(None, None, dict.fromkeys(cases, truth), dict.fromkeys(cases, prediction))
+    assert (values.truth.values, values.prediction.values) == expected
+    assert values.truth.classes == values.prediction.classes
+
+
+def test_values_with_a_known_label_map() -> None:
+    plain = LabelMap.plain(["background", "lesion"])
+    values, notes = interpret(plain, None, {"a": [0, 255]}, {"a": [0, 1]})
+    assert values.truth.values == {0: 0, 255: 1}
+    assert values.prediction.values == {0: 0, 1: 1}
+    assert notes
+    instances = LabelMap(classes=["background", "nucleus"], instances=True)
+    values, _ = interpret(instances, None, {"a": range(40)}, {"a": [0, 1]})
+    assert values.truth.instances
+    with pytest.raises(InputError, match="fit none"):
+        interpret(LabelMap.plain(["background", "a", "b"]), None, {"a": [0, 1, 2]}, {"a": [0, 9]})
