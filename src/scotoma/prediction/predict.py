@@ -1,0 +1,366 @@
+"""From images to a folder of predicted masks, each on its image's own grid."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scotoma import __version__
+from scotoma.data.dataset import Case, list_images, open_dataset
+from scotoma.data.image import (
+    Image,
+    mask_extension,
+    probabilities_extension,
+    read_image,
+    write_mask,
+    write_probabilities,
+)
+from scotoma.data.plan import Plan
+from scotoma.data.preprocess import prepare_image
+from scotoma.data.resampling import from_canonical
+from scotoma.data.splits import read_split
+from scotoma.errors import InputError, ScotomaError, SettingsError
+from scotoma.files import write_json
+from scotoma.prediction.restore import ProbabilityStore, restore
+from scotoma.prediction.sliding_window import Model, predict_slabs, slab_axis
+
+log = logging.getLogger("scotoma")
+
+_SHAPING = (
+    "pictures",
+    "first_axis",
+    "spacing",
+    "patch",
+    "context",
+    "channel_names",
+    "normalisation",
+    "label_map",
+)
+_PRECISION = {"32": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+class SliceNetwork(nn.Module):
+    """Lets a 2-D network work on volumes, slice by slice.
+
+    Args:
+        network: (B, M * slices, Y, X) -> logits (B, C, Y, X).
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, M, slices, Y, X) -> logits (B, C, 1, Y, X) of the middle slice."""
+        return self.network(image.flatten(1, 2)).unsqueeze(2)
+
+
+@dataclass
+class Predictor:
+    """Trained models and everything an image needs on its way to them and back.
+
+    Attributes:
+        models: (B, M, Z + 2 context, Y, X) -> logits (B, C, Z, Y, X); folds, averaged.
+        plan: that they were trained with.
+        overlap: of neighbouring windows.
+        flips: average over mirrored inputs by default.
+        batch: windows per call.
+        device: where the models are.
+        dtype: of their arithmetic.
+        recipe: written beside the predictions.
+        run: written beside the predictions.
+        channels: names of the channel files where every case is a folder.
+    """
+
+    models: Sequence[Model]
+    plan: Plan
+    overlap: float = 0.5
+    flips: bool = False
+    batch: int = 1
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    recipe: str = ""
+    run: str = ""
+    channels: list[str] | None = field(default=None)
+
+    @classmethod
+    def from_run(cls, run: Path | Sequence[Path], device: str | None = None) -> Predictor:
+        """Load trained models.
+
+        Args:
+            run: a run folder, with one model or one per fold; or several of them.
+            device: default: a GPU where there is one.
+
+        Raises:
+            InputError: nothing trained there, or models that do not prepare an image the same way.
+        """
+        from scotoma.training.run import RunFolder
+
+        runs = [Path(run)] if isinstance(run, str | Path) else [Path(r) for r in run]
+        folds = [fold for r in runs for fold in RunFolder(r).folds()]
+        plans = [fold.read_plan() for fold in folds]
+        for (first, a), (other, b) in pairwise(zip(folds, plans, strict=True)):
+            differing = next((name for name in _SHAPING if getattr(a, name) != getattr(b, name)), None)
+            if differing:
+                raise InputError(
+                    f"{other.plan}: '{differing}' differs from {first.plan}; only models that see an image"
+                    " the same way can be averaged, so predict with each of them alone."
+                )
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        models: list[Model] = []
+        for fold, plan in zip(folds, plans, strict=True):
+            segmenter = fold.segmenter()
+            model = SliceNetwork(segmenter) if plan.network.dims == 2 else segmenter
+            models.append(model.to(device).eval())
+        settings = folds[0].settings()
+        on_gpu = device.startswith("cuda")
+        return cls(
+            models,
+            plans[0],
+            overlap=settings.prediction.overlap,
+            flips=settings.prediction.flips,
+            batch=plans[0].batch if on_gpu else 1,
+            device=device,
+            dtype=_PRECISION[settings.training.precision] if on_gpu else torch.float32,
+            recipe=settings.recipe,
+            run=", ".join(str(r) for r in runs),
+            channels=settings.data.channels,
+        )
+
+    def predict_image(
+        self,
+        image: Image,
+        *,
+        flips: bool | None = None,
+        probabilities: bool = False,
+        scratch: Path | None = None,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Predict one image.
+
+        Args:
+            image: array (M, *S) on any grid.
+            flips: average over mirrored inputs; None: as the predictor is set.
+            probabilities: return them as well.
+            scratch: folder for the file that holds them meanwhile, 2 bytes per voxel and class.
+
+        Returns:
+            Class map, uint8 (*S), and the probabilities as a uint16 (C, *S) memory map with 65535 = 1, or
+            None.
+
+        Raises:
+            InputError: an image that the models cannot take (channels, axes, NaN).
+            ScotomaError: the network gives values that are not finite.
+        """
+        plan = self.plan
+        array, canonical = prepare_image(image, plan)
+        shape = array.shape[1:]
+        axis = slab_axis(shape, plan.patch)
+        mirrored = (
+            [a for a in range(3) if plan.patch[a] > 1] if flips or (flips is None and self.flips) else []
+        )
+        slabs = predict_slabs(
+            self.models,
+            array,
+            plan.patch,
+            len(plan.classes),
+            overlap=self.overlap,
+            batch=self.batch,
+            context=plan.context,
+            flips=mirrored,
+            axis=axis,
+            device=self.device,
+            dtype=self.dtype,
+        )
+        store = ProbabilityStore(canonical.shape, len(plan.classes), axis, scratch) if probabilities else None
+        classes = restore(slabs, shape, canonical.shape, axis, store)
+        own = np.ascontiguousarray(from_canonical(classes[None], image.grid, plan.first_axis)[0])
+        return own, from_canonical(store.array(), image.grid, plan.first_axis) if store else None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a prediction folder holds.
+
+    Attributes:
+        out: the folder.
+        written: ids of the cases predicted.
+        failed: case id -> one sentence.
+    """
+
+    out: Path
+    written: list[str]
+    failed: dict[str, str]
+
+
+def predict_folder(
+    run: Path | Sequence[Path],
+    images: Path,
+    out: Path,
+    *,
+    part: str | None = None,
+    probabilities: bool = False,
+    flips: bool | None = None,
+    device: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    on_error: Callable[[str, str], None] | None = None,
+) -> Predictions:
+    """Predict every image of a folder with a trained run.
+
+    Args:
+        run: see `Predictor.from_run`.
+        images: a folder of images, or one image; with `part`, a dataset.
+        out: see `predict_cases`.
+        part: only the "train", "validation" or "test" cases of the run's split of that dataset.
+        probabilities: see `predict_cases`.
+        flips: see `predict_cases`.
+        device: see `Predictor.from_run`.
+        progress: called with (done, all).
+        on_error: called with (case id, sentence).
+
+    Raises:
+        InputError: no model, no images, or no such part.
+    """
+    predictor = Predictor.from_run(run, device)
+    if part is None:
+        cases = list_images(images, predictor.channels, len(predictor.plan.channel_names))
+    else:
+        cases = _cases_of_split(run, images, part)
+    return predict_cases(
+        predictor, cases, out, probabilities=probabilities, flips=flips, progress=progress, on_error=on_error
+    )
+
+
+def _cases_of_split(run: Path | Sequence[Path], data: Path, part: str) -> list[Case]:
+    from scotoma.training.run import RunFolder
+
+    runs = [Path(run)] if isinstance(run, str | Path) else [Path(r) for r in run]
+    folds = [fold for r in runs for fold in RunFolder(r).folds()]
+    if part not in ("train", "validation", "test"):
+        raise SettingsError(f"no part '{part}' of a split; choose train, validation or test.")
+    if len(folds) > 1 and part != "test":
+        raise SettingsError(
+            f"{folds[0].path.parent}: every fold has its own {part} cases; predict with one fold at a time."
+        )
+    where = folds[0].settings().data
+    names = set(getattr(read_split(folds[0].splits), part))
+    dataset = open_dataset(data, where.labels, where.channels, where.patient_pattern)
+    cases = [case for case in dataset.train if case.id in names]
+    if missing := names - {case.id for case in cases}:
+        raise InputError(
+            f"{data}: has no case '{min(missing)}', which the split of {folds[0].path} names; give the dataset"
+            " that the run was trained on."
+        )
+    if not cases:
+        raise InputError(f"{folds[0].splits}: lists no {part} cases; predict a folder of images instead.")
+    return cases
+
+
+def predict_cases(
+    predictor: Predictor,
+    cases: Sequence[Case],
+    out: Path,
+    *,
+    probabilities: bool = False,
+    flips: bool | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    on_error: Callable[[str, str], None] | None = None,
+) -> Predictions:
+    """Predict cases into a prediction folder (docs/design.md); one bad image never costs the others.
+
+    Args:
+        predictor: models and plan.
+        cases: their masks, if any, are not read.
+        out: folder to write; must not be the one that holds the images or masks.
+        probabilities: write them as well.
+        flips: average over mirrored inputs; None: as the predictor is set.
+        progress: called with (done, all).
+        on_error: called with (case id, sentence) for every case that could not be predicted.
+
+    Raises:
+        InputError: writing there would replace an input.
+    """
+    out = Path(out)
+    _keep_inputs(cases, out)
+    written: dict[str, Any] = {}
+    failed: dict[str, str] = {}
+
+    def save() -> None:
+        content = {
+            "label_map": predictor.plan.label_map.model_dump(mode="json"),
+            "recipe": predictor.recipe,
+            "run": predictor.run,
+            "scotoma": __version__,
+            "cases": written,
+            "failed": failed,
+        }
+        write_json(out / "prediction.json", content)
+
+    # At once, so that the list of an earlier prediction does not stand beside masks of this one.
+    save()
+    try:
+        for done, case in enumerate(cases):
+            if progress:
+                progress(done, len(cases))
+            try:
+                written[case.id] = _predict_case(predictor, case, out, probabilities, flips)
+            except Exception as error:
+                failed[case.id] = _sentence(case, error)
+                log.debug("%s", failed[case.id], exc_info=error)
+                if on_error:
+                    on_error(case.id, failed[case.id])
+        if progress:
+            progress(len(cases), len(cases))
+    finally:
+        save()
+    return Predictions(out, list(written), failed)
+
+
+def _predict_case(
+    predictor: Predictor, case: Case, out: Path, probabilities: bool, flips: bool | None
+) -> dict[str, Any]:
+    target = _mask_path(case, out)
+    image = read_image(case.images)
+    classes, scaled = predictor.predict_image(image, flips=flips, probabilities=probabilities, scratch=out)
+    entry: dict[str, Any] = {
+        "images": [str(p.absolute()) for p in case.images],
+        "prediction": target.name,
+        "probabilities": None,
+    }
+    if scaled is not None:
+        name = f"probabilities/{case.id}{probabilities_extension(case.images[0])}"
+        write_probabilities(out / name, scaled, image)
+        entry["probabilities"] = name
+    write_mask(target, predictor.plan.label_map.restore(classes), image)
+    return entry
+
+
+def _mask_path(case: Case, out: Path) -> Path:
+    if not case.id or case.id.startswith(".") or any(mark in case.id for mark in "/\\:\0"):
+        raise InputError(f"{case.images[0]}: '{case.id}' cannot be the name of a file; rename the image.")
+    return out / f"{case.id}{mask_extension(case.images[0])}"
+
+
+def _keep_inputs(cases: Sequence[Case], out: Path) -> None:
+    inputs = {p.resolve() for case in cases for p in (*case.images, *([case.label] if case.label else []))}
+    for case in cases:
+        target = out / f"{case.id}{mask_extension(case.images[0])}"
+        if target.resolve() in inputs:
+            raise InputError(f"{target}: is an input and would be overwritten; choose another output folder.")
+
+
+def _sentence(case: Case, error: Exception) -> str:
+    if isinstance(error, ScotomaError):
+        text = str(error)
+        # An error that comes from the network does not know the image.
+        return text if str(case.images[0].parent) in text else f"{case.images[0]}: {text}"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return f"{case.images[0]}: not enough memory to predict it; use a machine with more."
+    return f"{case.images[0]}: could not be predicted ({type(error).__name__}: {error}); run with --debug."
