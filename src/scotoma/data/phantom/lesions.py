@@ -24,14 +24,17 @@ COUNT_LOG_MEAN, COUNT_LOG_SD = 4.09, 0.94
 COUNT_RANGE = (12, 350)
 # Confluent lesions above 1 cm3: 54 in 19 of the 30 patients; number of patients with 0, 1, 2, ... of them.
 CONFLUENT_PATIENTS = (11, 3, 8, 3, 1, 2, 2)
-# Their volume is Pareto, log(V / 1 cm3) exponential with this mean, cut at the largest seen.
-CONFLUENT_LOG_MEAN = 1.4
-CONFLUENT_VOLUME = (1000.0, 50000.0)
-# Lesion centres per volume of white matter, relative to the whole, by distance to the lateral ventricles.
+# The logarithm of a patient's largest one is spread evenly over this range (1.5 to 47 cm3 were seen); the
+# others are 1 cm3 times an exponential of this mean in the logarithm, and no larger than the largest.
+CONFLUENT_LARGEST = (1300.0, 50000.0)
+CONFLUENT_LOG_MEAN = 0.8
+# Lesion seeds per volume of white matter by distance to the lateral ventricles, for lesions up to so many
+# mm3. Counted in the masks, then lowered far out, where one person's white matter reaches farther into the
+# gyri than the average's, until the distances of the generated lesions agreed with the real ones.
 PLACE_DISTANCE = (1.0, 3.0, 5.0, 7.5, 10.5, 14.0, 18.0, 22.5, 27.5, 40.0)
 PLACE_DENSITY = {
-    300.0: (4.3, 1.3, 1.2, 1.4, 1.2, 1.2, 1.1, 1.0, 1.1, 0.6),
-    1000.0: (18.0, 4.1, 1.0, 1.1, 1.4, 1.3, 0.7, 0.8, 0.7, 0.3),
+    300.0: (4.3, 2.2, 1.9, 1.7, 1.4, 1.3, 1.15, 1.0, 0.8, 0.25),
+    1000.0: (18.0, 4.1, 1.4, 1.2, 1.4, 1.3, 0.7, 0.8, 0.6, 0.2),
     np.inf: (49.0, 7.3, 3.5, 2.3, 0.4, 0.4, 0.3, 0.1, 0.1, 0.0),
 }
 
@@ -97,9 +100,11 @@ def _patient_volumes(rng: np.random.Generator, smallest: float) -> np.ndarray:
     small = np.exp(mean + SMALL_LOG_SD * ndtri(rng.uniform(low, high, count)))
     shares = np.array(CONFLUENT_PATIENTS) / sum(CONFLUENT_PATIENTS)
     confluent = rng.choice(len(shares), p=shares)
-    cut = 1 - np.exp(-np.log(CONFLUENT_VOLUME[1] / CONFLUENT_VOLUME[0]) / CONFLUENT_LOG_MEAN)
-    growth = -CONFLUENT_LOG_MEAN * np.log1p(-rng.uniform(0, cut, confluent))
-    volumes = np.concatenate([small, CONFLUENT_VOLUME[0] * np.exp(growth)])
+    log_range = np.log(np.array(CONFLUENT_LARGEST) / SMALL_VOLUME[1])
+    growth = np.sort(rng.exponential(CONFLUENT_LOG_MEAN, confluent))
+    growth[-1:] = rng.uniform(*log_range)
+    growth = np.minimum(growth, growth[-1:])
+    volumes = np.concatenate([small, SMALL_VOLUME[1] * np.exp(growth)])
     kept = volumes[volumes >= smallest]
     return kept if kept.size else np.array([max(volumes.max(), smallest)])
 
@@ -170,23 +175,23 @@ def _grow(
 ) -> tuple[tuple[slice, ...], np.ndarray, np.ndarray] | None:
     volume = target * spacing**3
     radius = (3 * volume / (4 * np.pi)) ** (1 / 3)
-    confluent = volume > CONFLUENT_VOLUME[0]
-    reach = int(np.ceil(((3.5 if confluent else 2.6) * radius + 1) / spacing)) + 1
+    confluent = volume > SMALL_VOLUME[1]
+    reach = int(np.ceil(((3.5 if confluent else 3.0) * radius + 1) / spacing)) + 1
     box = tuple(slice(max(0, int(s) - reach), int(s) + reach + 1) for s in seed)
     free = allowed[box]
     offset = [np.arange(b.start, b.start + n) - s for b, n, s in zip(box, free.shape, seed, strict=True)]
     grid = np.stack(np.meshgrid(*offset, indexing="ij"), axis=-1).astype(np.float32) * spacing
 
     axes = np.linalg.qr(rng.standard_normal((3, 3)))[0]
-    stretch = np.exp(rng.normal(0, 0.4, 3))
+    stretch = np.exp(rng.normal(0, 0.55, 3))
     stretch /= np.prod(stretch) ** (1 / 3)
     cost = np.linalg.norm(grid @ (axes / stretch).astype(np.float32), axis=-1)
     if confluent:
-        cost = 0.45 * cost + 0.9 * ventricle_distance[box]
-        cost += 0.3 * radius * smooth_noise(free.shape, spacing, max(3.0, 0.35 * radius), rng)
+        cost = 0.35 * cost + 0.9 * ventricle_distance[box]
+        cost += 0.35 * radius * smooth_noise(free.shape, spacing, max(3.0, 0.35 * radius), rng)
         cost += smooth_noise(free.shape, spacing, 2.5, rng)
     else:
-        cost += 0.3 * radius * smooth_noise(free.shape, spacing, max(0.8 * spacing, 0.6 * radius), rng)
+        cost += 0.4 * radius * smooth_noise(free.shape, spacing, max(0.8 * spacing, 0.6 * radius), rng)
     start = tuple(s - b.start for s, b in zip(seed, box, strict=True))
     cost[start] = min(cost[start], cost[free].min() - 1e-3)
 
