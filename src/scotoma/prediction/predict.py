@@ -255,8 +255,8 @@ def _cases_of_split(run: Path | Sequence[Path], data: Path, part: str) -> list[C
     cases = [case for case in dataset.train if case.id in names]
     if missing := names - {case.id for case in cases}:
         raise InputError(
-            f"{data}: has no case '{min(missing)}', which the split of {folds[0].path} names; give the dataset"
-            " that the run was trained on."
+            f"{data}: has no case '{min(missing)}', which the split of {folds[0].path} names;"
+            " give the dataset that the run was trained on."
         )
     if not cases:
         raise InputError(f"{folds[0].splits}: lists no {part} cases; predict a folder of images instead.")

@@ -135,7 +135,7 @@ class SlabAccumulator:
             given = torch.softmax(rows, 1).cpu()
             if not torch.isfinite(given.sum()):
                 raise ScotomaError(
-                    "the network gives values that are not finite; predict in 32-bit precision or train again."
+                    "the network gives values that are not finite; train again, or with precision 32."
                 )
             rows.zero_()
             self.done = end
