@@ -158,7 +158,7 @@ def examine(case: Case, request: Request, annotated: list[int] | None = None) ->
     if request.masks and case.label is not None:
         drawn = _examine_mask(found, case.label, request, None if image is None else image.grid)
     bad = {f.file for f in found.faults if f.severity == "error"}
-    if image is None or bad or not np.isfinite(image.array).all():
+    if image is None or bad:
         return found
     class_map = ids = None
     if drawn is not None and case.label is not None:

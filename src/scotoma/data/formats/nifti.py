@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -152,8 +153,16 @@ def write_scaled(path: Path, scaled: np.ndarray, grid: Grid, header: Any = None)
         for channel in scaled.reshape(scaled.shape[0], *shape[:3]):
             for z in range(0, shape[2], depth):
                 file.write(np.asarray(channel[..., z : z + depth], dtype="<u2").tobytes(order="F"))
+            _release(scaled)
 
     _write_stream(path, head, slabs)
+
+
+def _release(array: np.ndarray) -> None:
+    """Let go of the pages of a memory map that have been read, which would else count as ours."""
+    mapped = getattr(array, "_mmap", None)
+    if mapped is not None and getattr(array, "mode", "c") != "c" and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _write_stream(path: Path, header: nib.Nifti1Header, body: Callable[[IO[bytes]], Any]) -> None:
