@@ -5,16 +5,23 @@ classes, in 2-D and 3-D.
 """
 
 from .common import NonFiniteLossError
+from .features import FeatureCollector
 from .lopsided import LopsidedBootstrapLoss, beta_from_miss_rate, lopsided_bootstrap_loss
 from .objective import Objective, prior_bias
+from .patch_dragsaw import PatchDragsawLoss, patch_dragsaw_loss
+from .siamese_content import SiameseContentLoss
 from .topk_bottom_sigma import TopKBottomSigmaLoss
 
 __all__ = [
+    "FeatureCollector",
     "LopsidedBootstrapLoss",
     "NonFiniteLossError",
     "Objective",
+    "PatchDragsawLoss",
+    "SiameseContentLoss",
     "TopKBottomSigmaLoss",
     "beta_from_miss_rate",
     "lopsided_bootstrap_loss",
+    "patch_dragsaw_loss",
     "prior_bias",
 ]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from .calibration import CalibratedWeight
 from .common import (
     NonFiniteLossError,
     check_window,
@@ -19,13 +21,73 @@ from .common import (
 )
 from .dice import batch_dice_loss, image_dice_loss
 from .lopsided import Bootstrap, Gate, beta_from_miss_rate, check_lopsided
+from .patch_dragsaw import Boxes, PatchDragsawLoss
 from .selection import Selection
+from .siamese_content import SiameseContentLoss
 from .supervision import level_weights, subsample
 from .topk_bottom_sigma import image_means
 from .voxel import Kind, VoxelLoss
 
 
 class Objective(nn.Module):
+    """Voxel loss -> which voxels count -> loss per image (+ Dice) -> which images count -> auxiliary terms.
+
+    With nothing selected (sigma = 0, k = 1.0) the voxel loss is averaged over all valid voxels of the batch,
+    as the lopsided loss is defined, and Dice over its images. With any selection both become means per image
+    first, weighted by the voxel weights, and the images are ranked by their sum.
+
+    Args:
+        num_classes: C, background included.
+        voxel: "ce", "lopsided" or "focal".
+        ce: weight of the voxel loss.
+        class_weights: C factors on the voxel loss ("ce" or "focal"); the mean still divides by the number of
+            voxels, not by the summed weights.
+        focal_gamma: exponent of the focal loss.
+        alpha, beta, bootstrap, gate, min_component, expected_miss_rate, beta_ramp: the lopsided loss, see
+            `LopsidedBootstrapLoss`.
+        dice: weight of the soft Dice term; None is 1, or 0 beside the lopsided loss.
+        batch_dice: take the Dice sums over the batch instead of per image.
+        dice_excludes_bootstrapped: weight voxels whose background label is being overruled with beta in the
+            Dice sums, so that Dice does not pull the missed lesions back.
+        sigma, k, smooth, per_class, max_class_drop, pixel_temperature, image_temperature, queue, sigma_ramp,
+            k_ramp: the selection of voxels and images, see `Selection`. sigma = 0 and k = 1.0 select nothing.
+        content: Siamese content loss: how large its gradient shall be relative to the segmentation terms';
+            0 leaves it out, .25 is our choice.
+        content_calibration: on how many first steps to find the weight; 0 takes `content` as the weight.
+        content_extractor, content_weights, content_variant, content_offset, content_complement,
+            content_slices, content_seed, content_widths: see `SiameseContentLoss`.
+        content_ramp: [start, end] as shares of training between which the term comes in.
+        dragsaw: weight of the patch-dragsaw term; 0 leaves it out, .01 is the official number.
+        dragsaw_boxes, dragsaw_cells, dragsaw_temperature, dragsaw_official, dragsaw_cross_level,
+            dragsaw_channels: see `PatchDragsawLoss`.
+        ignore_index: label value, or several, of voxels that do not count.
+        deep_supervision_weights: "halving" (1, 1/2, 1/4, ...) or one number per resolution, high first;
+            brought to sum 1. Targets are subsampled to the nearest voxel.
+
+    Attributes:
+        progress: share of training done, in [0, 1]; all ramps follow it. A training loop sets it before each
+            step; 1.0 until then.
+        terms: after each call every term, detached and before its weight, under its own name: the voxel
+            loss ("ce", "lopsided" or "focal"), "dice", "content", "dragsaw", "total"; and what to watch:
+            "bootstrapped_share", "trimmed_share", "kept_images", "content_weight".
+
+    Several processes: voxel means, image means, batch Dice and the ranking of images are taken over the
+    joined batch, so averaged gradients equal those of one process with all images. Gradient accumulation:
+    image means and Dice are exact for equally large parts, a voxel mean for parts with equally many valid
+    voxels; images are ranked within their part and against the `queue`.
+
+    Raises:
+        ValueError: settings out of range or contradicting each other; inputs that do not fit.
+        NonFiniteLossError: a term is NaN or infinite.
+
+    Example:
+        >>> objective = Objective(num_classes=3, sigma=0.02, k=0.75, sigma_ramp=(0.5, 0.7))
+        >>> logits = [torch.randn(2, 3, 16, 16), torch.randn(2, 3, 8, 8)]  # deep supervision
+        >>> loss = objective(logits, torch.randint(0, 3, (2, 1, 16, 16)))
+        >>> sorted(objective.terms)
+        ['ce', 'dice', 'kept_images', 'total', 'trimmed_share']
+    """
+
     def __init__(
         self,
         num_classes: int,
@@ -54,6 +116,24 @@ class Objective(nn.Module):
         queue: int = 0,
         sigma_ramp: Sequence[float] | None = None,
         k_ramp: Sequence[float] | None = None,
+        content: float = 0.0,
+        content_calibration: int = 8,
+        content_extractor: Literal["random", "vgg16", "self"] = "random",
+        content_weights: str | None = None,
+        content_variant: Literal["squared", "norm"] = "squared",
+        content_offset: float = 0.1,
+        content_complement: float = 0.0,
+        content_slices: int = 8,
+        content_seed: int = 0,
+        content_widths: Sequence[int] | None = None,
+        content_ramp: Sequence[float] | None = None,
+        dragsaw: float = 0.0,
+        dragsaw_boxes: Boxes = "rf",
+        dragsaw_cells: int = 64,
+        dragsaw_temperature: float = 0.5,
+        dragsaw_official: bool = False,
+        dragsaw_cross_level: bool = False,
+        dragsaw_channels: Sequence[int] | None = None,
         ignore_index: int | Sequence[int] | None = 255,
         deep_supervision_weights: str | Sequence[float] = "halving",
     ):
@@ -94,16 +174,47 @@ class Objective(nn.Module):
             sigma_ramp=sigma_ramp,
             k_ramp=k_ramp,
         )
+        self.content_ramp = check_window("content_ramp", content_ramp)
+        self.content: SiameseContentLoss | None = None
+        self.dragsaw_weight = dragsaw
+        self.dragsaw: PatchDragsawLoss | None = None
+        self._check(content)
+        if content > 0:
+            self.content = SiameseContentLoss(
+                content_extractor,
+                weights=content_weights,
+                variant=content_variant,
+                offset=content_offset,
+                complement=content_complement,
+                slices=content_slices,
+                seed=content_seed,
+                widths=content_widths,
+                ignore_index=ignore_index,
+            )
+            self.content_weight = CalibratedWeight(content, content_calibration)
+        if dragsaw > 0:
+            self.dragsaw = PatchDragsawLoss(
+                num_classes=num_classes,
+                temperature=dragsaw_temperature,
+                cells=dragsaw_cells,
+                boxes=dragsaw_boxes,
+                cross_level=dragsaw_cross_level,
+                channels=dragsaw_channels,
+                official=dragsaw_official,
+                ignore_index=ignore_index,
+            )
         self.progress = 1.0
         self.terms: dict[str, Tensor] = {}
-        self._check()
 
-    def _check(self) -> None:
+    def _check(self, content: float) -> None:
+        """Refuse settings that contradict each other."""
         if self.ce < 0 or self.dice < 0 or self.ce + self.dice == 0:
             raise ValueError(
                 "the weights of the voxel loss and of Dice must be >= 0, one of them > 0; "
                 f"got {self.ce}, {self.dice}"
             )
+        if content < 0 or self.dragsaw_weight < 0:
+            raise ValueError(f"weights of terms must be >= 0; got {content}, {self.dragsaw_weight}")
         if self.class_weights is not None:
             if self.voxel == "lopsided":
                 raise ValueError(
@@ -116,13 +227,13 @@ class Objective(nn.Module):
                 "Dice pulls the missed lesions back that the lopsided loss lets go; set dice to 0, or "
                 "dice_excludes_bootstrapped to leave the overruled voxels out of Dice"
             )
+        if self.dice_excludes_bootstrapped and (self.voxel != "lopsided" or self.dice == 0):
+            raise ValueError("dice_excludes_bootstrapped needs the lopsided voxel loss and a Dice weight > 0")
         if self.batch_dice and self.dice > 0 and self.selection.selects_images:
             raise ValueError(
                 "batch Dice joins all images into one number, so no image can be left out of it; "
                 "set batch_dice to false or k to 1.0"
             )
-        if self.dice_excludes_bootstrapped and (self.voxel != "lopsided" or self.dice == 0):
-            raise ValueError("dice_excludes_bootstrapped needs the lopsided voxel loss and a Dice weight > 0")
 
     @property
     def current_beta(self) -> float:
@@ -138,9 +249,47 @@ class Objective(nn.Module):
         *,
         teacher_logits: Tensor | None = None,
     ) -> Tensor:
-        levels = [logits] if isinstance(logits, Tensor) else list(logits)
-        weights = level_weights(self.deep_supervision_weights, len(levels))
+        """The scalar to minimise.
+
+        Args:
+            logits: (B, C, *S), or a list of them from high to low resolution.
+            target: (B, *S) or (B, 1, *S), integer classes.
+            image: (B, M, *S), needed by the content term.
+            features: inner feature maps of the network, needed by the patch-dragsaw term.
+            teacher_logits: (B, C, *S) of an averaged teacher, who then decides which background labels the
+                lopsided loss overrules.
+        """
+        levels = [full_precision(level) for level in ([logits] if isinstance(logits, Tensor) else logits)]
         target = class_map(target, levels[0].shape[2:])
+        terms, shares = self._segmentation_terms(levels, target, teacher_logits)
+        total = torch.stack([self._weight(name) * value for name, value in terms.items()]).sum()
+
+        strength = ramp(self.progress, self.content_ramp)
+        if self.content is not None and strength > 0:
+            if image is None:
+                raise ValueError("the content term needs the image: objective(logits, target, image=...)")
+            terms["content"] = self.content(levels[0], target, image)
+            weight = strength * self.content_weight(total, terms["content"], levels[0])
+            shares["content_weight"] = weight
+            total = total + weight * terms["content"]
+        if self.dragsaw is not None:
+            if features is None:
+                raise ValueError(
+                    "the patch-dragsaw term needs features: objective(logits, target, features=...)"
+                )
+            maps = list(features.values()) if isinstance(features, Mapping) else list(features)
+            terms["dragsaw"] = self.dragsaw(maps, target)
+            total = total + self.dragsaw_weight * terms["dragsaw"]
+
+        self.terms = {name: value.detach() for name, value in {**terms, "total": total, **shares}.items()}
+        self._check_finite()
+        return total
+
+    def _segmentation_terms(
+        self, levels: Sequence[Tensor], target: Tensor, teacher_logits: Tensor | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Scalar terms summed over the resolutions, and shares to watch."""
+        weights = level_weights(self.deep_supervision_weights, len(levels))
         self.selection.progress = self.progress
         parts: dict[str, Tensor] = {}
         shares: dict[str, Tensor] = {}
@@ -149,26 +298,29 @@ class Objective(nn.Module):
                 continue
             space = level.shape[2:]
             teacher = None if teacher_logits is None else full_precision(subsample(teacher_logits, space, 2))
-            level_parts, level_shares = self._segmentation(level, subsample(target, space, 1), teacher)
-            for collected, found in ((parts, level_parts), (shares, level_shares)):
+            found_parts, found_shares = self._one_level(level, subsample(target, space, 1), teacher)
+            for collected, found in ((parts, found_parts), (shares, found_shares)):
                 for name, value in found.items():
-                    collected[name] = (
-                        collected[name] + weight * value if name in collected else weight * value
-                    )
-        terms = self._over_images(parts, prepare(levels[0], target, self.ignore_index).count(), shares)
-        total = torch.stack([self._weight(name) * value for name, value in terms.items()]).sum()
-        self.terms = {name: value.detach() for name, value in {**terms, "total": total, **shares}.items()}
-        self._check_finite()
-        return total
+                    collected[name] = collected.get(name, 0.0) + weight * value
+        per_image = [name for name, value in parts.items() if value.ndim == 1]
+        if per_image:
+            # Images are ranked by the sum of their terms.
+            losses = torch.stack([self._weight(name) * parts[name] for name in per_image]).sum(0)
+            count = prepare(levels[0], target, self.ignore_index).count()
+            images = self.selection.image_weights(losses, count)
+            if self.selection.selects_images:
+                shares["kept_images"] = images.sum() / images.max().clamp(min=1e-12)
+            parts.update({name: (parts[name] * images).sum() for name in per_image})
+        return parts, shares
 
     def _weight(self, term: str) -> float:
-        """The factor a term enters the total with."""
+        """The factor a segmentation term enters the total with."""
         return self.dice if term == "dice" else self.ce
 
-    def _segmentation(
+    def _one_level(
         self, logits: Tensor, target: Tensor, teacher: Tensor | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Terms of one resolution, and shares to look at.
+        """Terms of one resolution, and shares to watch.
 
         Where voxels or images are selected a term is one value per image (B,), still to be reduced;
         otherwise it is a scalar.
@@ -184,18 +336,15 @@ class Objective(nn.Module):
             importance = self.class_weights.to(batch.logits.dtype)[batch.target.clamp(min=0)]
         voxels = self.voxel_loss(batch, self.current_beta, teacher, importance)
         kept = self.selection.voxel_weights(voxels.value, batch)
-        overlap_weight = kept
+        dice_weight = kept
         shares: dict[str, Tensor] = {}
         if voxels.bootstrapped is not None:
             shares["bootstrapped_share"] = voxels.bootstrapped.sum() / count.sum().clamp(min=1)
             if self.dice_excludes_bootstrapped:
-                believed = 1 - (1 - self.current_beta) * voxels.bootstrapped.to(count.dtype)
-                overlap_weight = (
-                    believed * (1.0 if batch.valid is None else batch.valid)
-                    if kept is None
-                    else believed * kept
-                )
-        sums = voxels.sums(kept, self.dice > 0, overlap_weight)
+                believed = voxels.bootstrapped.to(count.dtype).mul_(self.current_beta - 1).add_(1)
+                mask = batch.valid if kept is None else kept
+                dice_weight = believed if mask is None else believed.mul_(mask)
+        sums = voxels.sums(kept, self.dice > 0, dice_weight)
         if self.selection.sigma > 0:
             shares["trimmed_share"] = 1 - sums.weight.sum() / count.sum().clamp(min=1)
         terms: dict[str, Tensor] = {}
@@ -213,24 +362,9 @@ class Objective(nn.Module):
                 terms["dice"] = joined_mean(image_dice_loss(sums).sum(), (count > 0).to(count.dtype).sum())
         return terms, shares
 
-    def _over_images(
-        self, parts: dict[str, Tensor], count: Tensor, shares: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Scalars from the per-image terms: the images are weighted by their summed loss."""
-        per_image = {name: value for name, value in parts.items() if value.ndim == 1}
-        if not per_image:
-            return parts
-        losses = torch.stack([self._weight(name) * value for name, value in per_image.items()]).sum(0)
-        weights = self.selection.image_weights(losses, count)
-        if self.selection.selects_images:
-            shares["kept_images"] = weights.sum() / weights.max().clamp(min=1e-12)
-        return {
-            name: (value * weights).sum() if name in per_image else value for name, value in parts.items()
-        }
-
     def _check_finite(self) -> None:
-        finite = torch.stack([value.float() for value in self.terms.values()]).isfinite()
-        if not finite.all():  # one synchronisation per step
+        finite = torch.stack([value.double() for value in self.terms.values()]).isfinite()
+        if not finite.all():  # the one synchronisation with a GPU per step
             raise NonFiniteLossError(list(self.terms)[int((~finite).float().argmax())])
 
 
