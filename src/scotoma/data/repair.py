@@ -79,7 +79,7 @@ def repair(dataset: Dataset, result: CheckResult, out: Path | str, tolerance_mm:
             lines += copy.lines
             renamed |= copy.renamed
         lines += [f"left out {p}: a mask without an image." for p in dataset.orphan_labels]
-        _copy_description(dataset, building, gone, renamed)
+        copy_description(dataset, building, gone, renamed)
         if out.exists():
             out.rmdir()
         building.rename(out)
@@ -278,7 +278,7 @@ def onto(path: Path, values: np.ndarray, where: Grid, grid: Grid, tolerance: flo
     return out, "resampled onto the image's grid"
 
 
-def _copy_description(dataset: Dataset, out: Path, gone: list[Case], renamed: dict[str, str]) -> None:
+def copy_description(dataset: Dataset, out: Path, gone: list[Case], renamed: dict[str, str]) -> None:
     """dataset.json without the cases that were left out, and with the new names."""
     root, source = dataset.root, dataset.root / "dataset.json"
     if not source.is_file():
