@@ -174,6 +174,15 @@ def test_masks_from_elsewhere(tmp_path: Path) -> None:
     assert evaluate(tmp_path / "pred", tmp_path / "data" / "labels").content["classes"] == found["classes"]
 
 
+def test_case_folders(tmp_path: Path) -> None:
+    for n in range(2):
+        write(tmp_path / "data" / f"p{n}" / "lesions.nii.gz", blob(n))
+        write(tmp_path / "data" / f"p{n}" / "brain.nii.gz", np.ones(SHAPE, np.uint8))
+        write(tmp_path / "pred" / f"p{n}.nii.gz", blob(n))
+    found = evaluate(tmp_path / "pred", tmp_path / "data", labels="lesions").content
+    assert [c["mean_dice"] for c in found["cases"]] == [1.0, 1.0]
+
+
 def test_healthy_case_and_missed_case_are_counted(tmp_path: Path) -> None:
     empty = np.zeros(SHAPE, np.uint8)
     truth = {"healthy": empty, "ill": blob(1), "missed": blob(2)}

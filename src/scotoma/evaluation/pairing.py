@@ -128,6 +128,10 @@ def _find_truth(folder: Path, labels: str | None, out: Pairing) -> dict[str, _Tr
         for name in ("labelsTs", "labelsTr", "labels", "masks"):
             if found := _masks_in(folder / name):
                 return {case: _Truth(path, case) for case, path in found.items()}
+    if labels is not None and not is_dataset:
+        inner = [(f.name, _masks_in(f).get(labels)) for f in sorted(folder.iterdir()) if f.is_dir()]
+        if found := {case: _Truth(path, case) for case, path in inner if path is not None}:
+            return found
     dataset = open_dataset(folder, labels=labels)
     out.label_names = dataset.label_names
     found = {
