@@ -18,10 +18,15 @@ def voxel_cross_entropy(batch: Batch) -> Tensor:
     try:
         return F.cross_entropy(batch.logits, batch.target, reduction="none", ignore_index=IGNORED)
     except IndexError as error:
-        raise ValueError(
-            f"the target holds a value outside the classes 0..{batch.logits.shape[1] - 1}; "
-            "name values that do not count in ignore_index"
-        ) from error
+        raise unknown_label(batch) from error
+
+
+def unknown_label(batch: Batch) -> ValueError:
+    """The error for a label that is not a class."""
+    return ValueError(
+        f"the target holds a value outside the classes 0..{batch.logits.shape[1] - 1}; "
+        "name values that do not count in ignore_index"
+    )
 
 
 def voxel_focal(batch: Batch, gamma: float = 2.0) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .common import Batch
+from .cross_entropy import unknown_label
 from .dice import ImageSums
 
 
@@ -44,10 +45,13 @@ class FusedBatch:
         self.batch = batch
         with torch.no_grad():
             self.target = batch.target.flatten(1)
-            self.index = self.target if batch.valid is None else self.target.clamp(min=0)
+            self.index = self.target if batch.valid is None else self.target.mul(batch.valid.flatten(1))
             self.valid = None if batch.valid is None else batch.valid.flatten(1).to(batch.logits.dtype)
             log_p = batch.logits.detach().flatten(2).log_softmax(1)
-            nll = log_p.gather(1, self.index[:, None])[:, 0].neg_()
+            try:
+                nll = log_p.gather(1, self.index[:, None])[:, 0].neg_()
+            except RuntimeError as error:
+                raise unknown_label(batch) from error
             self.nll = (nll if self.valid is None else nll.mul_(self.valid)).view(batch.target.shape)
             self.p = log_p.exp_()
 

@@ -62,8 +62,8 @@ def keep_smallest(values: Tensor, kept: int, smooth: bool, temperature: float) -
         return (tau - values).div_(temperature * (tau + 1e-6)).sigmoid_(), tau
     if last < first_dropped:
         return (values <= last).to(values.dtype), tau
-    smaller = values < last
-    tied = values == last
+    smaller = (values < last).to(values.dtype)
+    tied = (values == last).to(values.dtype)
     return smaller + tied * ((kept - smaller.sum()) / tied.sum()), tau
 
 
