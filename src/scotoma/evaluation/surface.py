@@ -54,10 +54,10 @@ def surface_elements(mask: np.ndarray, spacing: tuple[float, ...]) -> tuple[np.n
     """
     d = mask.ndim
     codes = np.zeros(tuple(n + 1 for n in mask.shape), np.uint8)
+    ones = mask.astype(np.uint8)
     for corner, bit in corner_bits(d):
-        codes[tuple(slice(1 - c, n + 1 - c) for c, n in zip(corner, mask.shape, strict=True))] |= np.where(
-            mask, np.uint8(bit), np.uint8(0)
-        )
+        shifted = tuple(slice(1 - c, n + 1 - c) for c, n in zip(corner, mask.shape, strict=True))
+        codes[shifted] += ones * np.uint8(bit)
     here = (codes != 0) & (codes != 2 ** (2**d) - 1)
     return here, element_measures(tuple(float(s) for s in spacing))[codes[here]]
 
@@ -76,11 +76,14 @@ def directed_distances(start: np.ndarray, goal: np.ndarray, spacing: tuple[float
     apart = start & ~goal
     distances = np.zeros(int(start.sum()))
     if apart.any():
-        # Only the rim of a thick set can be nearest to a point outside of it; it is often much smaller.
-        scale = np.asarray(spacing, float)
-        tree = KDTree(np.argwhere(boundary(goal)) * scale, balanced_tree=False, compact_nodes=False)
-        distances[~goal[start]] = tree.query(np.argwhere(apart) * scale)[0]
+        tree = KDTree(_positions(goal, spacing), balanced_tree=False, compact_nodes=False)
+        distances[~goal[start]] = tree.query(_positions(apart, spacing))[0]
     return distances
+
+
+def _positions(cells: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray:
+    index = np.unravel_index(np.flatnonzero(cells), cells.shape)  # far faster than argwhere
+    return np.stack([i * float(s) for i, s in zip(index, spacing, strict=True)], axis=1)
 
 
 def surface_figures(
