@@ -205,10 +205,10 @@ def run_queue(selection, losses):
 
 
 def test_single_images_are_ranked_against_past_ones():
-    selection = Selection(sigma=0.0, k=0.5, smooth=False, queue=8)
-    losses = torch.rand(40, generator=torch.Generator().manual_seed(0)).tolist()
+    selection = Selection(sigma=0.0, k=0.5, smooth=False, queue=16)
+    losses = torch.rand(80, generator=torch.Generator().manual_seed(0)).tolist()
     kept = run_queue(selection, losses)
-    late = list(zip(losses, kept, strict=True))[8:]
+    late = list(zip(losses, kept, strict=True))[16:]
     assert all(weight > 0 for loss, weight in late if loss > 0.8)
     assert all(weight == 0 for loss, weight in late if loss < 0.2)
     # On average an image weighs one, so the size of the gradient stays what it is without selection.
@@ -236,6 +236,8 @@ def test_k_ramps_down_from_all():
         selection.progress = progress
         assert selection.kept_images(8) == kept
     assert [Selection(k=0.75).kept_images(n) for n in (1, 2, 4, 5)] == [1, 2, 3, 4]
+    assert Selection(k=0.5).kept_images(1, pool=9) == 5
+    assert all(Selection(k=3).kept_images(n) == 3 for n in range(3, 60))
 
 
 @pytest.mark.parametrize(

@@ -60,20 +60,22 @@ def box_fractions(
     foreground = torch.arange(1, classes, device=target.device).view(-1, *[1] * (target.ndim - 1))
     counted = target[:, None] == foreground
     if valid is not None:
-        counted = torch.cat([counted & valid[:, None], ~valid[:, None]], 1)
+        counted = torch.cat([counted & valid[:, None], valid[:, None], ~valid[:, None]], 1)
     sums = counted.float()
     for size, axis_centres in zip(sizes, centres, strict=True):
         position = torch.arange(sums.shape[2], device=target.device)
         inside = (position[:, None] - axis_centres.to(target.device)[None]).abs() <= size // 2
         # Contracts the first spatial axis and puts its grid last: after all axes the order is restored.
         sums = torch.tensordot(sums, inside.float(), dims=([2], [0]))  # type: ignore[arg-type]
-    sums = sums.flatten(2).transpose(1, 2)  # (B, N, C - 1 [+ 1])
+    sums = sums.flatten(2).transpose(1, 2)  # (B, N, C - 1), and valid and ignored voxels
     total = torch.full_like(sums[..., :1], float(math.prod(sizes)))
+    known = torch.ones_like(sums[..., 0], dtype=torch.bool)
     if valid is not None:
+        known = sums[..., -2] > 0
         total = total - sums[..., -1:]
-        sums = sums[..., :-1]
+        sums = sums[..., :-2]
     shares = sums / total.clamp(min=1)
-    return torch.cat([1 - shares.sum(-1, keepdim=True), shares], -1), total[..., 0] > 0
+    return torch.cat([1 - shares.sum(-1, keepdim=True), shares], -1), known
 
 
 def dragsaw(

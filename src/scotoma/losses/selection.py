@@ -7,7 +7,7 @@ negative near the cut-off, and training would push those losses up.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -140,10 +140,16 @@ class Selection(nn.Module):
         """sigma at the present progress."""
         return self.sigma * ramp(self.progress, self.sigma_ramp)
 
-    def kept_images(self, images: int) -> int:
-        """How many of this many images are kept at the present progress."""
-        k = min(1.0, self.k / images) if isinstance(self.k, int) else self.k
-        return max(1, math.ceil(images * (1 + (k - 1) * ramp(self.progress, self.k_ramp))))
+    def kept_images(self, images: int, pool: int | None = None) -> int:
+        """How many of a pool of images are kept at the present progress.
+
+        Args:
+            images: size of the joined batch, which a count k refers to.
+            pool: how many images are ranked, past ones included; None is the batch alone.
+        """
+        share = min(1.0, self.k / images) if isinstance(self.k, int) else self.k
+        share = 1 + (share - 1) * ramp(self.progress, self.k_ramp)
+        return max(1, math.ceil((pool or images) * share - 1e-9))  # 3 / 7 * 7 must not become 4
 
     # --- voxels ---------------------------------------------------------------------------------------
 
@@ -233,16 +239,15 @@ class Selection(nn.Module):
             if not self.selects_images:
                 return present * (factor / images)
             pool = torch.cat([batch, self.past[~self.past.isnan()].to(batch)])
-            weigh = self._image_rule(pool, self.kept_images(images), images)
+            weigh = self._image_rule(pool, self.kept_images(images, len(pool)))
             weights = present * weigh(mine) * (factor / (images * weigh(pool).mean()))
             if learning and self.training and len(self.past):
                 newest = batch[-len(self.past) :].to(self.past)
                 self.past.copy_(torch.cat([self.past, newest])[-len(self.past) :])
         return weights
 
-    def _image_rule(self, pool: Tensor, kept: int, images: int):
+    def _image_rule(self, pool: Tensor, kept: int) -> Callable[[Tensor], Tensor]:
         """The weight of an image loss as a function, given the losses to rank it among."""
-        kept = max(1, math.ceil(len(pool) * kept / images)) if len(pool) != images else kept
         if kept >= len(pool):
             return torch.ones_like
         ordered = pool.sort(descending=True).values
