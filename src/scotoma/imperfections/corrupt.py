@@ -23,7 +23,7 @@ from scotoma.errors import InputError, SettingsError
 from scotoma.files import write_json
 from scotoma.imperfections.boundaries import perturb_boundaries
 from scotoma.imperfections.cases import keep_cases
-from scotoma.imperfections.lesions import By, choose_lesions, find_lesions, remove_lesions
+from scotoma.imperfections.lesions import choose_lesions, find_lesions, remove_lesions
 from scotoma.imperfections.pixels import flip_pixels
 
 Unit = Literal["mm", "px"]
@@ -57,7 +57,7 @@ def corrupt_dataset(
     out: Path | str,
     *,
     missing_lesions: float | None = None,
-    by: By = "random",
+    by: str = "random",
     boundary: tuple[float, Unit] | None = None,
     boundary_share: float = 0.5,
     pixels: float | None = None,
@@ -167,7 +167,7 @@ def corrupt_dataset(
 
 
 def _draw_lesions(
-    cases: list[Case], label_map: LabelMap, rate: float | None, by: By, seed: int
+    cases: list[Case], label_map: LabelMap, rate: float | None, by: str, seed: int
 ) -> dict[str, np.ndarray]:
     """Per case which of its lesions go, drawn over the lesions of all cases."""
     if rate is None:

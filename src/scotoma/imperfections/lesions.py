@@ -9,13 +9,11 @@ import numpy as np
 
 from scotoma.errors import SettingsError
 
-By = Literal["random", "size"]
-
 
 def censor_lesions(
     mask: np.ndarray,
     rate: float = 0.5,
-    by: By = "random",
+    by: Literal["random", "size"] = "random",
     seed: int = 0,
     *,
     instances: bool = False,
@@ -91,7 +89,9 @@ def find_lesions(
     return labels, np.bincount(labels.ravel(), minlength=count + 1)[1:]
 
 
-def choose_lesions(sizes: np.ndarray, rate: float, by: By, seed: int | np.random.Generator = 0) -> np.ndarray:
+def choose_lesions(
+    sizes: np.ndarray, rate: float, by: str, seed: int | np.random.Generator = 0
+) -> np.ndarray:
     """Which lesions to remove, by the rules of `censor_lesions`.
 
     Args:

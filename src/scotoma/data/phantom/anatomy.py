@@ -160,7 +160,7 @@ def make_anatomy(atlas: Atlas, rng: np.random.Generator, deformation: float = 2.
         ]
     )
     brain, gm, wm, detail, distance = (
-        ndimage.map_coordinates(m, sampled_at, order=1, output=np.float32)
+        ndimage.map_coordinates(m, sampled_at, order=1, mode="nearest", output=np.float32)
         for m in (atlas.brain, atlas.gm, atlas.wm, atlas.detail, atlas.ventricle_distance)
     )
     del sampled_at

@@ -8,6 +8,7 @@ lesions, 16 to 351 per patient. `benchmarks/phantom_realism.py` compares what is
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,7 @@ class Lesion:
     Attributes:
         box: where the arrays lie in the volume.
         truth: bool, the voxels of the lesion; 26-connected.
-        distance: float32 mm to the lesion's border, positive inside (approximate, smooth).
+        distance: float32 mm to the lesion's border, positive inside; -inf where the lesion cannot reach.
         kind: its kind.
     """
 
@@ -75,12 +76,13 @@ def draw_volumes(rng: np.random.Generator, smallest: float = 0.0, total: float |
     """
     if total is None:
         return np.sort(_patient_volumes(rng, smallest))[::-1]
-    smallest = min(smallest, total)
+    if total < 3 * smallest:
+        return np.array([total])
     volumes: list[float] = []
     missing = total
     while missing > 0:
         drawn = _patient_volumes(rng, smallest)
-        for volume in rng.permutation(drawn[drawn <= max(total / 2, smallest)]):
+        for volume in rng.permutation(drawn[drawn <= total / 2]):
             # The last one takes what is left, with what would remain below the smallest size.
             volume = missing if missing - volume < smallest else volume
             volumes.append(volume)
@@ -159,8 +161,11 @@ def plant_lesions(
                 break
         kind = kinds[int(rng.integers(len(kinds)))]
         if lesion is not None:
-            lesions.append(Lesion(*lesion, kind))
-            touched = _take(taken, lesion[0], lesion[1])
+            box, truth, depth = lesion
+            distance_to_border = _border_distance(truth, depth, spacing)
+            distance_to_border[~allowed[box]] = -np.inf  # grey matter and fluid stay what they are
+            lesions.append(Lesion(box, truth, distance_to_border, kind))
+            touched = _take(taken, box, truth)
             allowed[touched] &= ~taken[touched]
     return lesions
 
@@ -198,11 +203,24 @@ def _grow(
     truth, level = _component(np.where(free, cost, np.inf), start, target)
     if truth.sum() < MIN_VOXELS:
         return None
-    distance = np.where(truth, np.maximum(level - cost, 0), np.minimum(level - cost, -0.05 * spacing))
-    # Islands of low cost that do not hang together with the seed are no part of it.
-    distance[~truth & (cost < level)] = -np.inf
-    distance[~free] = -np.inf
-    return box, truth, distance.astype(np.float32)
+    return box, truth, level - cost
+
+
+def _border_distance(truth: np.ndarray, depth: np.ndarray, spacing: float) -> np.ndarray:
+    """Distance in mm to the border of a lesion, positive inside.
+
+    Between a voxel and the nearest one across the border lies the border itself; where, the smooth
+    `depth` says, which is no distance but grows with it.
+    """
+    from scipy import ndimage
+
+    inside: Any = ndimage.distance_transform_edt(np.pad(truth, 1), sampling=spacing)
+    inside = inside[1:-1, 1:-1, 1:-1]
+    outside: Any = ndimage.distance_transform_edt(~truth, sampling=spacing)
+    least = 0.02 * spacing
+    across = np.where(truth, inside, outside)
+    away = np.clip(np.where(truth, depth, -depth), np.maximum(across - spacing, least), across)
+    return np.where(truth, away, -away).astype(np.float32)
 
 
 def _component(cost: np.ndarray, start: tuple[int, ...], target: int) -> tuple[np.ndarray, float]:

@@ -23,8 +23,8 @@ LESION = {
     "bright": {"t1": (0.78, 0.05), "flair": (1.50, 0.12)},
     "dark": {"t1": (0.55, 0.05), "flair": (1.03, 0.02)},
 }
-# Width of a lesion's border in mm (of a logistic curve), beside the partial volume of the voxels.
-BORDER = {"bright": 0.25, "grey": 0.15, "dark": 1.2}
+# How far in mm a lesion's border is blurred to either side, beside the partial volume of the voxels.
+BORDER = {"bright": 0.75, "grey": 0.5, "dark": 3.5}
 
 CONFOUNDERS = ("ventricle rim", "septum", "choroid plexus", "vessel", "flow")
 """Bright in FLAIR and no lesion; code n + 1 in the map of confounders."""
@@ -136,7 +136,7 @@ def _blob(
     start = np.array([b.start for b in box], np.float32)
     away = np.linalg.norm((index + (start - middle)[:, None, None, None]) * spacing, axis=0)
     away += 0.35 * radius * smooth_noise(away.shape, spacing, 0.5 * radius, rng)
-    share = _logistic((radius - away) / 0.5) * where[box]
+    share = _rise(radius - away, 1.5) * where[box]
     for name, level in zip(("t1", "flair"), levels, strict=True):
         if level is not None:
             images[name][box] += share * (level - images[name][box])
@@ -152,11 +152,11 @@ def paint_lesions(
 ) -> None:
     """Give the lesions their contrast; changes the images.
 
-    The share of lesion in a voxel is a logistic curve over the distance to the border: above one half
-    exactly in the voxels of the truth.
+    The share of lesion in a voxel rises with the distance to the border: it is at least one half exactly in
+    the voxels of the truth.
     """
     for lesion in lesions:
-        share = _logistic(lesion.distance / (BORDER[lesion.kind] + 0.15 * spacing))
+        share = _rise(lesion.distance, BORDER[lesion.kind] + 0.45 * spacing)
         patchy = 1 + 0.04 * smooth_noise(share.shape, spacing, 2.5, rng)
         for name, image in images.items():
             grey = levels[name]["gm"]
@@ -185,5 +185,7 @@ def scan(image: np.ndarray, brain: np.ndarray, spacing: float, rng: np.random.Ge
     return np.where(brain, magnitude, 0).astype(np.float32)
 
 
-def _logistic(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-np.clip(x, -30, 30)))
+def _rise(distance: np.ndarray, width: float) -> np.ndarray:
+    """From 0 below -width over one half at 0 to 1 above width."""
+    u = np.clip(0.5 + distance / (2 * width), 0, 1)
+    return u * u * (3 - 2 * u)
