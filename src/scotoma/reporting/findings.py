@@ -130,7 +130,8 @@ def _empty_cases(evaluation: Evaluation) -> Iterator[Finding]:
             yield Finding(
                 "bad" if false > 0.5 * (false + clear) else "neutral" if false else "good",
                 f"Of {count(false + clear, 'case')} without any {name}, {clear}"
-                f" {'is' if clear == 1 else 'are'} left clear and {false} {'has' if false == 1 else 'have'} a false alarm.",
+                f" {'is' if clear == 1 else 'are'} left clear and {false} {'has' if false == 1 else 'have'}"
+                " a false alarm.",
             )
 
 

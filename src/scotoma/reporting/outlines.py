@@ -62,7 +62,7 @@ def _ring_path(ring: list[tuple[int, int]]) -> str:
     """Relative path of a ring, straight runs joined."""
     parts = [f"M{ring[0][0]} {ring[0][1]}"]
     axis, length = -1, 0
-    for (x0, y0), (x1, y1) in pairwise(ring):
+    for (x0, y0), (x1, y1) in pairwise([*ring, ring[0]]):
         this, step = (0, x1 - x0) if x1 != x0 else (1, y1 - y0)
         if this == axis and (length > 0) == (step > 0):
             length += step
@@ -70,5 +70,4 @@ def _ring_path(ring: list[tuple[int, int]]) -> str:
         if length:
             parts.append(f"{'hv'[axis]}{length}")
         axis, length = this, step
-    parts.append(f"{'hv'[axis]}{length}z")
-    return "".join(parts)
+    return "".join(parts) + "z"  # which draws the last run

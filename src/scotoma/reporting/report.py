@@ -139,7 +139,8 @@ def _compared(run: Run, found: list[Evaluation], others: Sequence[Path]) -> dict
         twin = next((f for f in other.evaluation_folders() if f.name == mine.folder.resolve().name), None)
         if twin is None:
             raise InputError(
-                f"{folder}: has no evaluation named {mine.folder.resolve().name} to compare with; write one there."
+                f"{folder}: has no evaluation named {mine.folder.resolve().name} to compare with;"
+                " write one there."
             )
         name = (
             other.name

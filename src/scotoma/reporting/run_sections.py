@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from scotoma.reporting.parts import Section
 from scotoma.reporting.sources import Run, hide_paths
 from scotoma.reporting.training_figures import learning_curves
-from scotoma.reporting.wording import UNDEFINED, count, percent, significant, unit_name
+from scotoma.reporting.wording import UNDEFINED, count, significant, unit_name
 
 _KINDS = {
     "mri": "MRI, arbitrary units",
@@ -33,6 +34,11 @@ def training_curves(run: Run) -> Section:
             facts.append(say(value))
     notes = [", ".join([count(len(last["epoch"]), "epoch"), *facts]) + "."]
     return Section("curves", title, {"figures": drawn, "notes": notes, "small": True})
+
+
+def _share(share: float | None) -> str:
+    """Per cent with two digits that say something, since targets may be tiny."""
+    return UNDEFINED if share is None else f"{significant(100 * share, 2)} %"
 
 
 def _duration(seconds: float) -> str:
@@ -61,7 +67,7 @@ def data_summary(run: Run) -> Section:
         ("Channels", ", ".join(plan.get("channel_names") or []) or str(found.get("channels", ""))),
         ("Median shape", " × ".join(significant(n) for n in found.get("median_shape", [])) + " voxels"),
         ("Median spacing", " × ".join(significant(n) for n in found.get("median_spacing", [])) + f" {unit}"),
-        ("Foreground", percent(found.get("foreground_share")) + " of the voxels that count"),
+        ("Foreground", _share(found.get("foreground_share")) + " of the voxels that count"),
     ]
     rows = []
     for name, c in (found.get("classes") or {}).items():
@@ -70,7 +76,7 @@ def data_summary(run: Run) -> Section:
             [
                 name,
                 f"{c['cases']} of {found.get('labelled', 0)}",
-                percent(c["share"]),
+                _share(c["share"]),
                 str(c["lesions"]),
                 UNDEFINED
                 if not per_case
@@ -147,4 +153,9 @@ def _plain(value: Any) -> str:
             ", ".join(_plain(v) if not isinstance(v, list) else "×".join(map(_plain, v)) for v in value)
             or "none"
         )
-    return hide_paths(str(value))
+    text = str(value)
+    # A path that is the whole value may hold spaces, where `hide_paths` could not see its end.
+    for kind in (PurePosixPath, PureWindowsPath):
+        if kind(text).is_absolute():
+            return kind(text).name
+    return hide_paths(text)

@@ -67,10 +67,11 @@ def fine_percent(value: float | None) -> str:
 
 
 def count(n: int, noun: str, plural: str | None = None) -> str:
-    """
+    """A number with its noun; thousands are set apart by a thin space.
+
     Example:
-        >>> count(1, "case"), count(1204, "case")
-        ('1 case', '1 204 cases')
+        >>> count(1, "case"), count(204, "case"), count(2, "match", "matches")
+        ('1 case', '204 cases', '2 matches')
     """
     return f"{n:,}".replace(",", "\u202f") + f" {noun if n == 1 else plural or noun + 's'}"
 
