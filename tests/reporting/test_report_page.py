@@ -144,7 +144,7 @@ def test_pictures_in_colour(picture_run):
     parsed = Page(build_report(picture_run).read_text("utf-8"))
     assert "Test cases" in parsed.text
     assert "Radiological" not in parsed.text
-    assert "px across" in parsed.text
+    assert " px, area " in parsed.text
     assert (picture_run / "report.html").is_file()
 
 

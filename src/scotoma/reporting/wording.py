@@ -110,8 +110,15 @@ def shown_of(shown: int, of: int, noun: str, order: str, what: str = "") -> str:
 
 
 def size(component: dict[str, Any], unit: str, dimensions: int) -> str:
-    """Diameter and volume of a lesion."""
-    across = f"{significant(component['diameter'], 2)} {unit}"
+    """Diameter and volume (area) of a lesion.
+
+    Example:
+        >>> size({"diameter": 7.96, "volume": 264.1}, "mm", 3)
+        '8 mm, 260 mm³'
+        >>> size({"diameter": 7.96, "volume": 49}, "px", 2)
+        '8 px, area 49 px'
+    """
+    diameter = f"{significant(component['diameter'], 2)} {unit}"
     if unit == "px":
-        return f"{across} across ({significant(component['volume'])} px)"
-    return f"{across} across ({significant(component['volume'], 2)} {'mm³' if dimensions == 3 else 'mm²'})"
+        return f"{diameter}, {'area' if dimensions == 2 else 'volume'} {significant(component['volume'])} px"
+    return f"{diameter}, {significant(component['volume'], 2)} {'mm³' if dimensions == 3 else 'mm²'}"
