@@ -134,9 +134,7 @@ def test_processes_share_the_batches_of_one():
     parts = [list(EpochSampler(3, 2, rank, 2)) for rank in range(2)]
     joined = [item for step in range(3) for rank in range(2) for item in parts[rank][2 * step : 2 * step + 2]]
     assert joined == alone
-    sampler = EpochSampler(1, 1)
-    sampler.set_epoch(5)
-    assert list(sampler) == [(5, 0)]
-    fixed = EpochSampler(1, 1, epoch=7)
-    fixed.set_epoch(5)
-    assert list(fixed) == [(7, 0)]
+    assert list(EpochSampler(1, 1, epoch=7)) == [(7, 0)]
+    now = iter([3, 5])
+    sampler = EpochSampler(1, 1, epoch=lambda: next(now))
+    assert (list(sampler), list(sampler)) == ([(3, 0)], [(5, 0)])

@@ -12,9 +12,9 @@ import time
 
 import pytest
 import torch
-from conftest import QUICK
 from safetensors.torch import load_file
 
+from conftest import QUICK
 from scotoma.config import load_settings
 from scotoma.errors import InputError, SettingsError
 from scotoma.training.train import train

@@ -6,7 +6,7 @@ loads it, nor whether the run was interrupted before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -124,26 +124,20 @@ class EpochSampler(Sampler[Any]):
         batches: per epoch and process.
         batch: patches per batch and process.
         rank, world: this process and their number.
-        epoch: fixed epoch for validation; None follows `set_epoch`.
+        epoch: the epoch, or a function that tells it whenever the epoch's patches are asked for.
     """
 
     def __init__(
-        self, batches: int, batch: int, rank: int = 0, world: int = 1, epoch: int | None = None
+        self, batches: int, batch: int, rank: int = 0, world: int = 1, epoch: int | Callable[[], int] = 0
     ) -> None:
-        self.batches, self.batch, self.rank, self.world = batches, batch, rank, world
-        self.fixed = epoch is not None
-        self.epoch = epoch or 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before every epoch."""
-        if not self.fixed:
-            self.epoch = epoch
+        self.batches, self.batch, self.rank, self.world, self.epoch = batches, batch, rank, world, epoch
 
     def __len__(self) -> int:
         return self.batches * self.batch
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch = self.epoch() if callable(self.epoch) else self.epoch
         for step in range(self.batches):
             first = (step * self.world + self.rank) * self.batch
             for number in range(first, first + self.batch):
-                yield self.epoch, number
+                yield epoch, number

@@ -17,6 +17,11 @@ from scotoma.training.weights import save_weights
 log = logging.getLogger("scotoma")
 
 
+def _validated(trainer: Trainer) -> bool:
+    """False when Lightning, resuming from an epoch's end, ends that epoch again without running it."""
+    return "validation_dice" in trainer.callback_metrics
+
+
 class KeepWeights(Callback):
     """Keeps the weights of the best validation, or of the last epoch.
 
@@ -32,7 +37,9 @@ class KeepWeights(Callback):
         self.best_epoch = -1
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        value = float(trainer.callback_metrics.get(self.metric, -1.0))
+        if not _validated(trainer):
+            return
+        value = float(trainer.callback_metrics[self.metric])
         if self.select == "best" and value <= self.best:
             return
         self.best, self.best_epoch = value, trainer.current_epoch
@@ -55,7 +62,8 @@ class SaveEveryEpoch(Callback):
         self.path = path
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        trainer.save_checkpoint(self.path)
+        if _validated(trainer):
+            trainer.save_checkpoint(self.path)
 
 
 class MetricsTable(Callback):
@@ -76,6 +84,8 @@ class MetricsTable(Callback):
         self._seconds = self.rows[-1]["seconds"] if self.rows else 0.0
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if not _validated(trainer):
+            return
         row: dict[str, Any] = {
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
@@ -114,8 +124,10 @@ class CollapseAlarm(Callback):
         self._state, self._length = "", 0
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        share = float(trainer.callback_metrics.get("validation_foreground", -1.0))
-        truth = float(trainer.callback_metrics.get("validation_true_foreground", 0.0))
+        if not _validated(trainer):
+            return
+        share = float(trainer.callback_metrics["validation_foreground"])
+        truth = float(trainer.callback_metrics["validation_true_foreground"])
         state = ""
         if share == 0.0 and truth > 0:
             state = "background"

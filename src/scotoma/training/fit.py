@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -61,7 +61,9 @@ def fit(
     warnings.filterwarnings("ignore", message=".*srun.*|.*tensorboard.*|.*isinstance\\(treespec.*")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
-    steps = training.steps
+    epoch_steps = min(training.epoch_steps, training.steps)
+    # Whole epochs, so that the last weights have been validated.
+    steps = -(-training.steps // epoch_steps) * epoch_steps
     torch.manual_seed(settings.seed)
     segmenter = new_segmenter(plan)
     if settings.network.prior_bias:
@@ -69,7 +71,6 @@ def fit(
     objective = build_objective(settings, plan)
     module = SegmentationModule(segmenter, objective, settings, steps, plan.classes)
 
-    epochs = -(-steps // training.epoch_steps)
     collapse = CollapseAlarm(training.collapse_patience)
     keep = KeepWeights(run.best, training.select)
     callbacks: list[Any] = [keep, collapse, MetricsTable(run.metrics)]
@@ -83,7 +84,8 @@ def fit(
         num_nodes=training.nodes,
         strategy="ddp" if several else "auto",
         precision=training.precision if training.precision != "32" else "32-true",
-        max_epochs=epochs,
+        # Steps decide alone: resuming from the end of an epoch, Lightning counts that epoch twice.
+        max_epochs=-1,
         max_steps=steps,
         gradient_clip_val=training.gradient_clip,
         accumulate_grad_batches=training.accumulate,
@@ -95,11 +97,17 @@ def fit(
         enable_model_summary=False,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
-        log_every_n_steps=training.epoch_steps,
+        log_every_n_steps=epoch_steps,
         deterministic="warn" if torch.cuda.is_available() else False,
     )
     train_loader, validation_loader = loaders(
-        settings, plan, train, validation, rank=trainer.global_rank, world=trainer.world_size
+        settings,
+        plan,
+        train,
+        validation,
+        lambda: trainer.current_epoch,
+        rank=trainer.global_rank,
+        world=trainer.world_size,
     )
     start = time.monotonic()
     checkpoint = run.last if resume and run.last.is_file() else None
@@ -146,10 +154,14 @@ def loaders(
     plan: Plan,
     train: Sequence[CachedCase],
     validation: Sequence[CachedCase],
+    epoch: Callable[[], int],
     rank: int = 0,
     world: int = 1,
 ) -> tuple[DataLoader, DataLoader]:
-    """Loaders of training patches and of the fixed validation patches, for one of several processes."""
+    """Loaders of training patches and of the fixed validation patches, for one of several processes.
+
+    `epoch` tells the training loader which epoch begins.
+    """
     training = settings.training
     workers = loader_workers(training.workers)
     common: dict[str, Any] = {
@@ -164,7 +176,8 @@ def loaders(
         foreground_share=training.foreground_share,
         augment=training.augmentation,
     )
-    sampler = EpochSampler(training.epoch_steps * training.accumulate, plan.batch, rank, world)
+    epoch_steps = min(training.epoch_steps, training.steps)
+    sampler = EpochSampler(epoch_steps * training.accumulate, plan.batch, rank, world, epoch)
     fixed = PatchDataset(validation, plan, seed=0, foreground_share=training.foreground_share, augment=False)
     batches = -(-training.validation_patches // (plan.batch * world))
     fixed_sampler = EpochSampler(batches, plan.batch, rank, world, epoch=VALIDATION_EPOCH)
