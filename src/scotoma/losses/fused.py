@@ -44,16 +44,18 @@ class FusedBatch:
     def __init__(self, batch: Batch):
         self.batch = batch
         with torch.no_grad():
-            self.target = batch.target.flatten(1)
-            self.index = self.target if batch.valid is None else self.target.mul(batch.valid.flatten(1))
-            self.valid = None if batch.valid is None else batch.valid.flatten(1).to(batch.logits.dtype)
+            target = batch.target.flatten(1)
+            self.index = target if batch.valid is None else target.mul(batch.valid.flatten(1))
             log_p = batch.logits.detach().flatten(2).log_softmax(1)
             try:
                 nll = log_p.gather(1, self.index[:, None])[:, 0].neg_()
             except RuntimeError as error:
                 raise unknown_label(batch) from error
-            self.nll = (nll if self.valid is None else nll.mul_(self.valid)).view(batch.target.shape)
+            if batch.valid_weight is not None:
+                nll *= batch.valid_weight
+            self.nll = nll.view(batch.target.shape)
             self.p = log_p.exp_()
+            self.p_true = self.p.gather(1, self.index[:, None])[:, 0]
 
     def sums(
         self, rule: VoxelRule, weight: Tensor | None, dice: bool, dice_weight: Tensor | None
@@ -70,7 +72,7 @@ class FusedBatch:
             value = rule.value.flatten(1)
             if weight is None:
                 kept, total = self.batch.count(), value.sum(1)
-                pull = self.valid
+                pull = self.batch.valid_weight
             else:
                 weight = weight.flatten(1)
                 kept, total = weight.sum(1), (weight * value).sum(1)
@@ -82,10 +84,10 @@ class FusedBatch:
             if rule.swap is not None:
                 swap = rule.swap.flatten(1)
                 swap = swap if weight is None else swap * weight
-            mask = self.valid if dice_weight is None else dice_weight.flatten(1)
+            mask = self.batch.valid_weight if dice_weight is None else dice_weight.flatten(1)
             none = total.new_zeros(len(total), self.p.shape[1] - 1)
             overlap, predicted, true = self._dice_sums(mask) if dice else (none, none, none)
-        saved = (self.batch.logits, self.p, self.index, self.nll, pull, swap, mask)
+        saved = (self.batch.logits, self.p, self.index, self.p_true, pull, swap, mask)
         if not dice:
             (voxel,) = _Sums.apply(*saved, total)  # type: ignore[misc]
             return ImageSums(voxel, kept, none, none, none)
@@ -93,34 +95,35 @@ class FusedBatch:
         return ImageSums(voxel, kept, overlap, predicted, true)
 
     def _dice_sums(self, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        p_true = torch.exp(-self.nll.flatten(1))
-        if mask is not None:
-            p_true *= mask
-        narrow = self.target.to(torch.int16)
-        overlap, true = [], []
+        p_true = self.p_true if mask is None else self.p_true * mask
+        overlap, predicted, true = [], [], []
+        here, spare = torch.empty_like(p_true), torch.empty_like(p_true)
         for c in range(1, self.p.shape[1]):
-            here = (narrow == c).to(p_true.dtype)
-            true.append((here if mask is None else here * mask).sum(1))
-            overlap.append(here.mul_(p_true).sum(1))
-        lesions = self.p[:, 1:]
-        predicted = lesions.sum(2) if mask is None else (lesions * mask[:, None]).sum(2)
-        return torch.stack(overlap, 1), predicted, torch.stack(true, 1)
+            self.batch.is_class(c, out=here)
+            overlap.append(torch.mul(here, p_true, out=spare).sum(1))
+            if mask is None:
+                true.append(here.sum(1))
+                predicted.append(self.p[:, c].sum(1))
+            else:
+                true.append(here.mul_(mask).sum(1))
+                predicted.append(torch.mul(self.p[:, c], mask, out=spare).sum(1))
+        return torch.stack(overlap, 1), torch.stack(predicted, 1), torch.stack(true, 1)
 
 
 class _Sums(torch.autograd.Function):
     """Hands out sums computed beforehand, and knows their gradient."""
 
     @staticmethod
-    def forward(ctx: Any, logits, p, index, nll, pull, swap, mask, total, *parts):  # type: ignore[override]
+    def forward(ctx: Any, logits, p, index, p_true, pull, swap, mask, total, *parts):  # type: ignore[override]
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logits, p, index, nll, pull, swap, mask)
+        ctx.save_for_backward(logits, p, index, p_true, pull, swap, mask)
         ctx.inputs = 8 + len(parts)
         return (total.clone(), *(part.clone() for part in parts))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_voxel, grad_overlap=None, grad_predicted=None):  # type: ignore[override]
-        logits, p, index, nll, pull, swap, mask = ctx.saved_tensors
+        logits, p, index, p_true, pull, swap, mask = ctx.saved_tensors
         # to_true: what leaves the true class; common: what multiplies p in every class.
         if grad_voxel is None:
             to_true = torch.zeros_like(p[:, 0])
@@ -134,8 +137,8 @@ class _Sums(torch.autograd.Function):
             shape = (p.shape[0], p.shape[1] - 1)
             grad_overlap = p.new_zeros(shape) if grad_overlap is None else grad_overlap
             grad_predicted = p.new_zeros(shape) if grad_predicted is None else grad_predicted
-            gain = torch.exp(-nll.flatten(1))
-            gain *= torch.cat([torch.zeros_like(grad_overlap[:, :1]), grad_overlap], 1).gather(1, index)
+            gain = torch.cat([torch.zeros_like(grad_overlap[:, :1]), grad_overlap], 1).gather(1, index)
+            gain *= p_true
             mean = p[:, 1] * grad_predicted[:, :1]
             for c in range(2, p.shape[1]):
                 mean.addcmul_(p[:, c], grad_predicted[:, c - 1 : c])
@@ -184,8 +187,8 @@ def focal_rule(fused: FusedBatch, gamma: float) -> VoxelRule:
     wrong = (-torch.expm1(-fused.nll)).clamp(min=torch.finfo(fused.nll.dtype).tiny)
     damped = wrong**gamma
     slope = damped + gamma * wrong ** (gamma - 1) * (1 - wrong) * fused.nll
-    if fused.batch.valid is not None:
-        slope = slope * fused.batch.valid
+    if fused.batch.valid_weight is not None:
+        slope = slope * fused.batch.valid_weight.view_as(slope)
     return VoxelRule(damped * fused.nll, slope)
 
 
@@ -195,12 +198,13 @@ def lopsided_rule(fused: FusedBatch, alpha: float, beta: float, boot: Tensor, ma
     Args:
         fused: the batch.
         alpha, beta: see `lopsided_bootstrap_loss`.
-        boot: (B, *S) bool, the bootstrapped voxels.
+        boot: (B, *S) 1 in the bootstrapped voxels, 0 elsewhere.
         margin: (B, *S) how far the strongest lesion logit lies above the background's.
     """
     batch = fused.batch
-    slope = (batch.target > 0).to(margin.dtype).mul_(alpha - 1).add_(1)
-    if batch.valid is not None:
-        slope *= batch.valid
-    swap = boot.to(margin.dtype).mul_(1 - beta)
-    return VoxelRule(fused.nll * slope - swap * margin.clamp(min=0), slope, swap)
+    slope = torch.gt(batch.labels, 0.0, out=torch.empty_like(batch.labels)).mul_(alpha - 1).add_(1)
+    if batch.valid_weight is not None:
+        slope *= batch.valid_weight
+    slope = slope.view_as(margin)
+    swap = boot * (1 - beta)
+    return VoxelRule((fused.nll * slope).sub_(swap * margin), slope, swap)

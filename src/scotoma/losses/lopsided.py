@@ -30,7 +30,7 @@ def voxel_lopsided(
     gate: Gate = "voxel",
     min_component: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """The unreduced loss, and which voxels are bootstrapped: two tensors (B, *S), the second bool.
+    """The unreduced loss, and 1 in the voxels that are bootstrapped, else 0: two tensors (B, *S).
 
     A voxel is bootstrapped when its label is background and the guide (the network itself, or the averaged
     teacher) calls it lesion. See `lopsided_bootstrap_loss` for the formula and the settings.
@@ -62,24 +62,26 @@ def voxel_lopsided(
     if bootstrap.startswith("reed"):
         where = target != IGNORED
     else:
-        where = target == 0 if gate == "voxel" else boot
+        where = target == 0 if gate == "voxel" else boot > 0
     return torch.where(where, blended, loss), boot
 
 
 def bootstrapped(batch: Batch, margin: Tensor, gate: Gate, min_component: int) -> Tensor:
-    """Voxels labelled background that the guide calls lesion: (B, *S) bool.
+    """1 in voxels labelled background that the guide calls lesion, else 0: (B, *S).
 
     Args:
         batch: prepared logits and target.
         margin: `lesion_margin` of the guide.
         gate, min_component: see `lopsided_bootstrap_loss`.
     """
-    found = margin > 0
-    boot = found & (batch.target == 0)
+    flat = margin.flatten(1)
+    boot = torch.gt(flat, 0.0, out=torch.empty_like(flat))
+    boot = boot.mul_(batch.is_class(0)).view_as(margin)
     if gate == "component":
+        found = margin > 0
         if batch.valid is not None:
             found &= batch.valid
-        boot &= _unlabelled_components(found, batch.target > 0, min_component)
+        boot *= _unlabelled_components(found, batch.target > 0, min_component)
     return boot
 
 

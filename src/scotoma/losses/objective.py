@@ -341,7 +341,7 @@ class Objective(nn.Module):
         if voxels.bootstrapped is not None:
             shares["bootstrapped_share"] = voxels.bootstrapped.sum() / count.sum().clamp(min=1)
             if self.dice_excludes_bootstrapped:
-                believed = voxels.bootstrapped.to(count.dtype).mul_(self.current_beta - 1).add_(1)
+                believed = (voxels.bootstrapped * (self.current_beta - 1)).add_(1)
                 mask = batch.valid if kept is None else kept
                 dice_weight = believed if mask is None else believed.mul_(mask)
         sums = voxels.sums(kept, self.dice > 0, dice_weight)

@@ -21,8 +21,8 @@ SAMPLE = 4096
 def order_pair(values: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """The rank-th smallest value and the next one (rank counted from 1), exactly and without sorting all.
 
-    A strided sample brackets the answer and the few values inside the bracket are sorted. Should the bracket
-    miss, everything is.
+    A strided sample brackets the answer and the few values inside the bracket are searched. Should the
+    bracket miss, everything is.
 
     Args:
         values: (N,), rank < N.
@@ -40,31 +40,40 @@ def order_pair(values: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         below = n - above.numel()
         if 0 < rank - below < inside.numel():
             values, rank = inside, rank - below
-    ordered = values.sort().values
-    return ordered[rank - 1], ordered[rank]
+    if values.is_cuda:  # kthvalue is not deterministic there
+        ordered = values.sort().values
+        return ordered[rank - 1], ordered[rank]
+    return values.kthvalue(rank).values, values.kthvalue(rank + 1).values
 
 
-def keep_smallest(values: Tensor, kept: int, smooth: bool, temperature: float) -> tuple[Tensor, Tensor]:
+def keep_smallest(
+    values: Tensor, kept: int, smooth: bool, temperature: float, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Weights that keep the smallest values, and the cut-off.
 
     Args:
-        values: (N,), with infinity where there is nothing to choose from.
-        kept: how many to keep, at least one fewer than there are finite values.
+        values: (N,).
+        kept: how many to keep, fewer than N.
         smooth: sigmoid((tau - l) / T) with tau midway between the last kept and the first dropped value and
             T = temperature (tau + 1e-6); otherwise 1 and 0, values tied at the cut sharing the places left.
+        temperature: see above.
+        out: (N,) where to put the weights.
 
     Returns:
         Weights (N,), and tau (scalar).
     """
+    out = torch.empty_like(values) if out is None else out
     last, first_dropped = order_pair(values, kept)
     tau = (last + first_dropped) / 2
     if smooth:
-        return (tau - values).div_(temperature * (tau + 1e-6)).sigmoid_(), tau
-    if last < first_dropped:
-        return (values <= last).to(values.dtype), tau
-    smaller = (values < last).to(values.dtype)
-    tied = (values == last).to(values.dtype)
-    return smaller + tied * ((kept - smaller.sum()) / tied.sum()), tau
+        torch.sub(tau, values, out=out).div_(temperature * (tau + 1e-6)).sigmoid_()
+    elif last < first_dropped:
+        torch.le(values, last, out=out)
+    else:
+        torch.lt(values, last, out=out)
+        tied = torch.eq(values, last, out=torch.empty_like(values))
+        out += tied.mul_((kept - out.sum()) / tied.sum())
+    return out, tau
 
 
 class Selection(nn.Module):
@@ -165,51 +174,59 @@ class Selection(nn.Module):
         if sigma == 0:
             return None
         values = loss.flatten(1)
-        if batch.valid is not None:
-            values = values.masked_fill(~batch.valid.flatten(1), math.inf)
-        target = batch.target.flatten(1).to(torch.int16)  # narrow: it is compared once per class
-        present = torch.stack([(target == c).sum(1) for c in range(batch.logits.shape[1])], 1).tolist()
-        weights = [self._image_voxels(*image, sigma) for image in zip(values, target, present, strict=True)]
-        stacked = torch.stack(weights).view_as(loss)
-        return stacked if batch.valid is None else stacked.mul_(batch.valid)
+        spare = torch.empty_like(values)
+        lesions = [batch.is_class(c, out=spare).sum(1) for c in range(1, batch.logits.shape[1])]
+        present = torch.stack([batch.count() - torch.stack(lesions).sum(0), *lesions], 1).long().tolist()
+        weights = torch.empty_like(values)
+        for i, counts in enumerate(present):
+            self._weigh_image(values[i], batch.labels[i], counts, sigma, weights[i])
+        if batch.valid_weight is not None:
+            weights *= batch.valid_weight
+        return weights.view_as(loss)
 
-    def _image_voxels(self, values: Tensor, target: Tensor, present: list[int], sigma: float) -> Tensor:
-        """The weights of one image.
+    def _weigh_image(
+        self, values: Tensor, labels: Tensor, present: list[int], sigma: float, out: Tensor
+    ) -> None:
+        """Write the weights of one image.
 
         Args:
-            values: (N,) losses, infinite where ignored.
-            target: (N,) classes.
+            values: (N,) losses, 0 where ignored.
+            labels: (N,) classes, in the dtype of the losses.
             present: how many voxels of each class there are.
             sigma: share to drop.
+            out: (N,) where to put the weights.
         """
         if self.per_class:
-            weights = torch.ones_like(values)
+            out.fill_(1.0)
             for c, n in enumerate(present):
-                dropped = math.floor(min(sigma, self.max_class_drop) * n)
-                weights = self._trim_class(weights, values, target == c, n, dropped)
-            return weights
+                self._trim_class(values, labels == c, n, math.floor(min(sigma, self.max_class_drop) * n), out)
+            return
         total = sum(present)
         dropped = min(math.floor(sigma * total), total - 1)
         if dropped <= 0:
-            return torch.ones_like(values)
-        weights, tau = keep_smallest(values, total - dropped, self.smooth, self.pixel_temperature)
+            out.fill_(1.0)
+            return
+        # Ignored voxels have loss 0, below all others, so that they only shift the rank.
+        kept = values.numel() - dropped
+        _, tau = keep_smallest(values, kept, self.smooth, self.pixel_temperature, out)
         allowed = {c: math.floor(self.max_class_drop * n) for c, n in enumerate(present) if n > 0}
         small = [c for c, most in allowed.items() if most < dropped]  # the others cannot lose too many
         if small:
-            over = values > tau
-            lost = torch.stack([(over & (target == c)).sum() for c in small]).tolist()
-            for c, out in zip(small, lost, strict=True):
-                if out > allowed[c]:
-                    weights = self._trim_class(weights, values, target == c, present[c], allowed[c])
-        return weights
+            over = labels[values > tau]
+            lost = torch.stack([(over == c).sum() for c in small]).tolist()
+            for c, gone in zip(small, lost, strict=True):
+                if gone > allowed[c]:
+                    self._trim_class(values, labels == c, present[c], allowed[c], out)
 
-    def _trim_class(self, weights: Tensor, values: Tensor, mine: Tensor, n: int, dropped: int) -> Tensor:
-        """The weights with those of one class replaced: the given number of its largest losses dropped."""
+    def _trim_class(self, values: Tensor, mine: Tensor, n: int, dropped: int, out: Tensor) -> None:
+        """Replace the weights of one class: the given number of its largest losses dropped."""
         dropped = min(dropped, n - 1)
         if dropped <= 0:
-            return weights.masked_fill(mine, 1.0)
-        own, _ = keep_smallest(values[mine], n - dropped, self.smooth, self.pixel_temperature)
-        return weights.masked_scatter(mine, own)
+            out.masked_fill_(mine, 1.0)
+            return
+        where = mine.nonzero()[:, 0]
+        own, _ = keep_smallest(values[where], n - dropped, self.smooth, self.pixel_temperature)
+        out[where] = own
 
     # --- images ---------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ class Voxels:
 
     Attributes:
         value: (B, *S) loss >= 0, detached, 0 where ignored.
-        bootstrapped: (B, *S) bool, voxels whose background label was overruled; None for other losses.
+        bootstrapped: (B, *S) 1 in voxels whose background label is overruled, else 0; None for other losses.
         sums: (selection weights, with Dice?, Dice weights) -> sums per image, with gradient.
     """
 
