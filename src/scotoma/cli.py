@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,12 +67,16 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Generate brain phantoms, hide half of the lesions from training, and show what that costs."""
-    from scotoma.benchmarking.demo import run_demo
+    from scotoma.benchmarking.demo import FIGURES, run_demo
 
     with _say(quiet) as say:
         result = run_demo(out, seeds=seeds, progress=say.progress)
-    print(result.text())
-    print(f"\nreport: {result.report}")
+    header = ["recipe", *[label for _, label in FIGURES], "Dice"]
+    title = "Lesions of the test patients, against the full truth" + (
+        f" (mean and range over {seeds} seeds)" if seeds > 1 else ""
+    )
+    _print_table(title, header, result.rows())
+    print(f"{result.seconds:.0f} s; report: {result.report}")
 
 
 @app.command()
@@ -400,7 +404,6 @@ def _print_json(content: Any) -> None:
 
 def _print_check(data: Path, dataset: Dataset, result: CheckResult, only_faults: bool) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     console = Console(highlight=False, soft_wrap=True)
     for fault in result.faults:
@@ -420,17 +423,13 @@ def _print_check(data: Path, dataset: Dataset, result: CheckResult, only_faults:
         shape = " x ".join(f"{n:g}" for n in found.median_shape)
         spacing = " x ".join(f"{s:.3g}" for s in found.median_spacing)
         print(f"{found.channels} channel(s), {found.kind_reason}; median {shape}, {spacing} {found.unit}")
-        unit = found.unit
-        table = Table(header_style="bold")
-        for n, name in enumerate(
-            ("class", "cases", "share of voxels", "lesions", "per case", f"diameter, {unit}")
-        ):
-            table.add_column(name, justify="left" if n == 0 else "right")
+        header = ["class", "cases", "share of voxels", "lesions", "per case", f"diameter, {found.unit}"]
+        rows = []
         for name, c in found.classes.items():
             per_case = "{1:g} ({0:g} to {2:g})".format(*c.lesions_per_case) if c.lesions_per_case else "-"
             size = "{2:.3g} ({0:.3g} to {4:.3g})".format(*c.diameter) if c.diameter else "-"
-            table.add_row(name, str(c.cases), f"{100 * c.share:.3g} %", str(c.lesions), per_case, size)
-        console.print(table)
+            rows.append([name, str(c.cases), f"{100 * c.share:.3g} %", str(c.lesions), per_case, size])
+        _print_table(None, header, rows)
     if result.label_map is not None:
         if result.label_map.instances:
             print("masks: object ids; every non-zero value is one object")
@@ -448,21 +447,26 @@ def _print_check(data: Path, dataset: Dataset, result: CheckResult, only_faults:
 
 
 def _print_evaluation(evaluation: Evaluation) -> None:
+    for title, header, rows in evaluation.tables():
+        _print_table(title, header, rows)
+    for note in evaluation.content["notes"]:
+        print(note)
+    for case, sentence in evaluation.content["failed"].items():
+        print(f"{case}: {sentence}", file=sys.stderr)
+
+
+def _print_table(title: str | None, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for n, name in enumerate(header):
+        table.add_column(name, justify="left" if n == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    # Wide enough for the table even where the output is a file.
     console = Console(highlight=False)
-    for title, header, rows in evaluation.tables():
-        table = Table(title=title, title_justify="left", header_style="bold")
-        for n, name in enumerate(header):
-            table.add_column(name, justify="left" if n == 0 else "right")
-        for row in rows:
-            table.add_row(*[str(cell) for cell in row])
-        console.print(table)
-    for note in evaluation.content["notes"]:
-        console.print(note)
-    for case, sentence in evaluation.content["failed"].items():
-        print(f"{case}: {sentence}", file=sys.stderr)
+    Console(highlight=False, width=max(console.width, 120) if not console.is_terminal else None).print(table)
 
 
 def _guarded(run: Callable[[], None]) -> int:

@@ -29,20 +29,20 @@ class Augmentation:
         import monai.transforms as mt
 
         flat = dims == 3 and spacing[0] > 3 * min(spacing)
-        turn = np.pi if dims == 2 else np.pi / 6
+        turn = np.pi if dims == 2 else np.pi / 9
         if dims == 2:
             rotate: Any = turn
         elif flat:
             rotate = (np.pi, 0.0, 0.0)
         else:
             rotate = (turn,) * 3
-        zoom: Any = (0.0, 0.25, 0.25) if flat else (0.25,) * dims
+        zoom: Any = (0.0, 0.2, 0.2) if flat else (0.2,) * dims
         both = ["image", "label"]
         self._spatial = mt.Compose(
             [
                 mt.RandAffined(
                     both,
-                    prob=0.4,
+                    prob=0.2,
                     rotate_range=rotate,
                     scale_range=zoom,
                     mode=("bilinear", "nearest"),
@@ -51,19 +51,19 @@ class Augmentation:
                 *[mt.RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in range(dims)],
             ]
         )
-        gamma = () if intensity == "ct" else (mt.RandAdjustContrast(prob=0.25, gamma=(0.7, 1.5)),)
+        gamma = () if intensity == "ct" else (mt.RandAdjustContrast(prob=0.15, gamma=(0.7, 1.5)),)
         self._intensity = mt.Compose(
             [
-                mt.RandGaussianNoise(prob=0.15, std=0.1 if intensity != "unit" else 0.05),
+                mt.RandGaussianNoise(prob=0.1, std=0.1 if intensity != "unit" else 0.05),
                 mt.RandGaussianSmooth(
                     (0.5, 1.0),
                     *([(0.0, 0.0) if flat else (0.5, 1.0), (0.5, 1.0)] if dims == 3 else [(0.5, 1.0)]),
-                    prob=0.15,
+                    prob=0.1,
                 ),
-                mt.RandScaleIntensity(factors=0.25, prob=0.15, channel_wise=True),
-                mt.RandScaleIntensityFixedMean(factors=0.25, prob=0.15),
+                mt.RandScaleIntensity(factors=0.25, prob=0.1, channel_wise=True),
+                mt.RandScaleIntensityFixedMean(factors=0.25, prob=0.1),
                 mt.RandSimulateLowResolution(
-                    prob=0.15,
+                    prob=0.1,
                     zoom_range=(0.5, 1.0),
                     upsample_mode="bilinear" if dims == 2 else "trilinear",
                     align_corners=False,

@@ -68,12 +68,13 @@ def train(
         InputError, SettingsError: see their messages.
     """
     run = RunFolder(out)
-    if run.config.is_file():
+    if not _first_process():
+        _wait_for_first_process(run)
+        settings = read_settings(run.config)
+    elif run.config.is_file():
         if not resume:
             raise InputError(f"{out}: holds a run already; resume it with --resume or choose another folder.")
         settings = read_settings(run.config)
-    if not _first_process():
-        _wait_for_first_process(run)
     dataset = open_data(data, settings)
     if settings.split.fold == "all":
         label_map, result = _checked(dataset, settings, progress)
