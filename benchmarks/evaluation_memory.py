@@ -53,7 +53,7 @@ def write_case(folder: Path, shape: tuple[int, ...], classes: int, probabilities
     if probabilities:
         scaled = np.lib.format.open_memmap(folder / "p.npy", "w+", np.uint16, (classes, *shape))
         for c in range(classes):
-            scaled[c] = np.where(masks[1] == c, 60000, 5535 // (classes - 1))
+            scaled[c] = np.where(masks[1] == c, 65000, 535 // (classes - 1))
         entry["probabilities"] = "probabilities.nii.gz"
         write_probabilities(folder / "pred" / "probabilities.nii.gz", scaled, like)
     names = ["background", *(f"organ {c}" for c in range(1, classes))]

@@ -96,8 +96,8 @@ def evaluate_case(pair: Pair, values: Values, options: Options) -> CaseResult:
         names[0] = ANY_FOREGROUND  # found with the map of the background: 1 - its probability
 
     def detect(c: int, probability: np.ndarray | None) -> None:
-        # The ignore value stands for itself in both masks made here.
-        mine = np.where(truth == IGNORE, IGNORE, (truth == c) != (c == 0)).astype(np.uint8)
+        mine = ((truth == c) != (c == 0)).view(np.uint8)
+        mine[truth == IGNORE] = IGNORE
         found = (prediction == c) != (c == 0)
         if c == 0 and probability is not None:
             probability = 1 - probability
@@ -144,15 +144,20 @@ def probability_maps(path: Path) -> Iterator[np.ndarray]:
         yield from read_probabilities(path)
         return
     import nibabel as nib
+    from nibabel.arrayproxy import ArrayProxy
 
     try:
-        # The file stays open, so that the compressed stream is read once and not once per class.
-        image = nib.load(path, keep_file_open=True)  # pyright: ignore[reportCallIssue]
-        maps = image.dataobj  # pyright: ignore[reportAttributeAccessIssue]
-        for c in range(maps.shape[3] if len(maps.shape) == 4 else 0):
-            yield np.ascontiguousarray(maps[..., c], dtype=np.float32)
-    except InputError:
-        raise
+        stored: Any = nib.load(path)
+        scaled = stored.dataobj
+        # Unscaled, since scaling goes through float64; and the file stays open, so that the compressed
+        # stream is read once and not once per class.
+        spec = (scaled.shape, scaled.dtype, scaled.offset)
+        raw = ArrayProxy(str(path), spec, keep_file_open=True)
+        for c in range(scaled.shape[3] if len(scaled.shape) == 4 else 0):
+            p = np.ascontiguousarray(raw[..., c], dtype=np.float32)
+            p *= np.float32(scaled.slope)
+            p += np.float32(scaled.inter)
+            yield p
     except Exception as error:
         raise InputError(f"{path}: cannot be read as probabilities; predict again, or remove it.") from error
 

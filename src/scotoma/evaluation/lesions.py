@@ -220,20 +220,23 @@ def _detect(
         relevant |= likely if valid is None else likely & valid
         del likely
     box = _bounding_box(relevant)
+    del relevant
     start = tuple(s.start for s in box)
-    truth, mask = np.ascontiguousarray(truth[box]), np.ascontiguousarray(mask[box])
-    lesion_map, _ = components(truth)
-    candidate_map, _ = components(mask)
+    lesion_map, _ = components(truth[box])
+    candidate_map, _ = components(mask[box])
     matching = match_lesions(candidate_map, lesion_map)
-    sweep = None
     inside = None
     if probability is not None:
-        inside = np.ascontiguousarray(probability[box])
-        if valid is not None:
-            inside = np.where(valid[box], inside, 0)
-        sweep = _sweep(inside, lesion_map, matching.lesion_sizes, thresholds, min_iou)
-    lesions = describe(lesion_map, matching, True, inside, spacing, start, min_iou)
+        inside = probability[box] if valid is None else np.where(valid[box], probability[box], 0)
     candidates = describe(candidate_map, matching, False, inside, spacing, start, min_iou)
+    del candidate_map
+    lesions = describe(lesion_map, matching, True, inside, spacing, start, min_iou)
+    sweep = None
+    if inside is not None:
+        likely = np.flatnonzero(inside >= thresholds[0])
+        lesion_of = lesion_map.ravel()[likely]
+        del lesion_map
+        sweep = _sweep(inside, likely, lesion_of, matching.lesion_sizes, thresholds, min_iou)
     return LesionDetection(
         lesions, candidates, matching.n_split, matching.n_merged, tuple(thresholds), sweep, policy
     )
@@ -249,15 +252,18 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
 
 def _sweep(
     probability: np.ndarray,
-    lesion_map: np.ndarray,
+    likely: np.ndarray,
+    lesion_of: np.ndarray,
     lesion_sizes: np.ndarray,
     thresholds: tuple[float, ...],
     min_iou: float,
 ) -> Sweep:
+    """Count over the voxels `likely` (flat index) at or above the lowest threshold, in lesions `lesion_of`.
+
+    No other voxel can belong to a candidate, so the counting runs over these and not over the image.
+    """
     counts = np.zeros((len(thresholds), 5), np.int64)
-    # Only these voxels can ever belong to a candidate: the counting runs over them, not over the image.
-    likely = np.flatnonzero(probability >= thresholds[0])
-    values, lesion_of = probability.ravel()[likely], lesion_map.ravel()[likely]
+    values = probability.ravel()[likely]
     for n, threshold in enumerate(thresholds):
         keep = values >= threshold
         likely, values, lesion_of = likely[keep], values[keep], lesion_of[keep]

@@ -186,7 +186,7 @@ def describe(
     ]
     confidence = np.full(sizes.size + 1, np.nan if probability is None else -np.inf)
     if probability is not None:
-        np.maximum.at(confidence, number, probability.ravel()[flat])
+        np.maximum.at(confidence, number, probability[np.unravel_index(flat, own.shape)])
     boxes = ndimage.find_objects(own.astype(np.int32, copy=False))
     d = own.ndim
     volumes = sizes * float(np.prod(spacing))
