@@ -1,0 +1,168 @@
+"""The command line as a user meets it: exit codes, one line per fault, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from conftest import QUICK, write_blobs
+
+
+def scotoma(*arguments, code=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "scotoma.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+    return done
+
+
+def rewrite(path, change, affine=None):
+    image = nib.load(path)
+    data = change(np.asarray(image.dataobj).copy())
+    nib.Nifti1Image(data, image.affine if affine is None else affine).to_filename(path)
+
+
+@pytest.fixture(scope="module")
+def run(volumes, tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "run"
+    settings = [f"--set={k}={v}" for k, v in {**QUICK, "training.steps": 2}.items()]
+    scotoma("train", volumes, "-o", out, "-q", *settings)
+    return out
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory):
+    """One of each fault, and good cases beside them."""
+    root = write_blobs(tmp_path_factory.mktemp("faulty") / "data", cases=16, size=16, seed=3, volumes=True)
+    image, label = root / "images", root / "labels"
+    affine = nib.load(image / "case00.nii.gz").affine
+
+    def file(folder, n):
+        return folder / f"case{n:02}.nii.gz"
+
+    file(image, 0).write_bytes(file(image, 0).read_bytes()[:200])  # truncated
+    file(label, 1).unlink()  # no mask
+    rewrite(file(label, 2), lambda x: x[:-1])  # shape
+    moved = affine.copy()
+    moved[0, 3] += 5
+    rewrite(file(label, 3), lambda x: x, moved)  # origin
+    turned = affine.copy()
+    turned[:, 0] *= -1
+    rewrite(file(label, 4), lambda x: x, turned)  # orientation
+    rewrite(file(image, 5), lambda x: np.where(np.indices(x.shape)[0] == 3, np.nan, x))  # NaN
+    rewrite(file(image, 6), lambda x: np.where(np.indices(x.shape)[0] == 3, np.inf, x))  # infinite
+    rewrite(file(label, 7), lambda x: np.zeros_like(x))  # empty mask: a warning
+    rewrite(file(label, 8), lambda x: np.where(np.indices(x.shape)[0] == 0, 9, x).astype(np.uint8))  # value
+    shutil.copy(file(image, 10), file(image, 9))  # duplicate
+    rewrite(file(image, 11), lambda x: np.full_like(x, 7))  # constant
+    file(image, 12).write_bytes(b"")  # empty file
+    shutil.copy(file(label, 13), label / "nobody.nii.gz")  # mask without an image
+    return root
+
+
+FAULTY = {0, 1, 2, 3, 4, 5, 6, 8, 11, 12}
+
+
+def test_help_names_every_verb():
+    text = scotoma("--help").stdout
+    for verb in ("demo", "check", "train", "predict", "evaluate", "report", "corrupt"):
+        assert verb in text
+
+
+def test_check_lists_every_fault_once(faulty):
+    done = scotoma("check", faulty, "--json", code=1)
+    found = json.loads(done.stdout)
+    by_case: dict[str, list] = {}
+    for fault in found["faults"]:
+        by_case.setdefault(fault["case"], []).append(fault)
+    for n in FAULTY:
+        errors = [f for f in by_case[f"case{n:02}"] if f["severity"] == "error"]
+        assert len(errors) == 1, (n, errors)
+        assert errors[0]["file"].split("/")[-1].startswith(f"case{n:02}")
+    assert any("case09" in f["message"] and "case10" in f["message"] for f in found["faults"])
+    assert any(f["severity"] == "warning" for f in by_case["case07"])
+    assert any("nobody" in f["file"] for f in found["faults"])
+    assert "case13" not in by_case
+    lines = [
+        line for line in scotoma("check", faulty, code=1).stdout.splitlines() if line.startswith("error:")
+    ]
+    assert len(lines) == sum(f["severity"] == "error" for f in found["faults"])
+
+
+def test_train_refuses_with_the_same_lines(faulty, tmp_path):
+    checked = scotoma("check", faulty, "-q", code=1).stdout.splitlines()
+    refused = scotoma("train", faulty, "-o", tmp_path / "run", code=1)
+    assert [line for line in refused.stderr.splitlines() if line.startswith(("error", "warning"))] == checked
+    assert "--fix" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_predict_writes_every_good_case(faulty, run, tmp_path):
+    out = tmp_path / "out"
+    done = scotoma("predict", run, faulty / "images", "-o", out, code=1)
+    content = json.loads((out / "prediction.json").read_text())
+    assert set(content["failed"]) == {"case00", "case05", "case06", "case12"}
+    assert len(list(out.glob("*.nii.gz"))) == 12
+    for case in content["failed"]:
+        assert f"{case}.nii.gz" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_repaired_copy_can_be_trained_on(faulty, tmp_path):
+    scotoma("check", faulty, "--fix", tmp_path / "fixed", code=1)
+    scotoma("check", tmp_path / "fixed", "-q")
+    assert (faulty / "images" / "case12.nii.gz").stat().st_size == 0, "the original is untouched"
+
+
+def test_the_whole_way(run, volumes, tmp_path):
+    out = tmp_path / "predictions"
+    scotoma("predict", run, volumes / "images", "-o", out, "--probabilities")
+    assert json.loads((out / "prediction.json").read_text())["failed"] == {}
+    table = scotoma("evaluate", out, volumes / "labels").stdout
+    assert "Dice" in table
+    for name in ("evaluation.json", "cases.csv", "lesions.csv"):
+        assert (out / name).is_file()
+    json.loads(scotoma("evaluate", out, volumes, "--json").stdout)
+    page = tmp_path / "page.html"
+    scotoma("report", run, "-o", page, "--evaluation", out)
+    assert page.stat().st_size > 10_000
+
+
+def test_corrupt_then_check(volumes, tmp_path):
+    done = scotoma("corrupt", volumes, "-o", tmp_path / "hidden", "--missing-lesions", "0.5", "--by", "size")
+    assert "lesions" in done.stdout
+    before = json.loads(scotoma("check", volumes, "--json").stdout)["fingerprint"]["classes"]
+    after = json.loads(scotoma("check", tmp_path / "hidden", "--json").stdout)["fingerprint"]["classes"]
+    (a,), (b,) = before.values(), after.values()
+    assert b["lesions"] == pytest.approx(a["lesions"] / 2, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("check", "/nowhere"), "no such folder"),
+        (("train", "{data}", "-o", "{out}", "--recipe", "basline"), "did you mean 'baseline'"),
+        (("train", "{data}", "-o", "{out}", "--set", "training.step=3"), "did you mean 'training.steps'"),
+        (("predict", "{data}", "{data}", "-o", "{out}"), "no trained model"),
+        (("evaluate", "{data}", "/nowhere"), "nowhere"),
+        (("report", "/nowhere"), "nowhere"),
+        (("corrupt", "{data}", "-o", "{out}"), "no fault was asked for"),
+        (("corrupt", "{data}", "-o", "{out}", "--boundary", "2"), "2mm or 3px"),
+    ],
+)
+def test_wrong_use_is_one_sentence(arguments, part, volumes, tmp_path):
+    filled = [a.format(data=volumes, out=tmp_path / "out") for a in arguments]
+    done = scotoma(*filled, code=2)
+    assert part in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
