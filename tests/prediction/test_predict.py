@@ -357,3 +357,17 @@ def test_channels_of_several_files_are_given_in_order(tmp_path):
     )
     assert done.written == ["case"]
     assert read_mask(tmp_path / "out" / "case.nii.gz").array.all()
+
+
+def test_slices_and_channels_come_to_a_2d_network_as_in_training():
+    """All slices of the first channel, then all of the second: the order of a training patch."""
+    seen = []
+
+    def network(x):
+        seen.append(x)
+        return torch.zeros(len(x), 2, *x.shape[2:])
+
+    image = torch.arange(2 * 3 * 4 * 5.0).reshape(1, 2, 3, 4, 5)
+    assert SliceNetwork(network)(image).shape == (1, 2, 1, 4, 5)  # type: ignore[arg-type]
+    patch = image[0].numpy().reshape(-1, 4, 5)
+    np.testing.assert_array_equal(seen[0][0].numpy(), patch)
