@@ -187,7 +187,7 @@ def describe(
     confidence = np.full(sizes.size + 1, np.nan if probability is None else -np.inf)
     if probability is not None:
         np.maximum.at(confidence, number, probability[np.unravel_index(flat, own.shape)])
-    boxes = ndimage.find_objects(own.astype(np.int32, copy=False))
+    boxes = ndimage.find_objects(own)
     d = own.ndim
     volumes = sizes * float(np.prod(spacing))
     diameters = np.cbrt(6 * volumes / np.pi) if d == 3 else 2 * np.sqrt(volumes / np.pi)
