@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 
-
 # The peak comes from the kernel's own mark: ru_maxrss of a child begins at the size of its parent.
 CHILD = """
 import json, sys, time
