@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,6 +23,25 @@ class NonFiniteLossError(RuntimeError):
             "lower the learning rate or train with precision 32"
         )
         self.term = term
+
+
+def where_true(
+    compare: Callable[..., Tensor], values: Tensor, other: Tensor | float, out: Tensor | None = None
+) -> Tensor:
+    """1 where a comparison of floats holds and 0 elsewhere, in the dtype of the values.
+
+    On a CPU the comparison writes floats itself: a bool mask and its conversion take four times as long.
+
+    Args:
+        compare: `torch.eq`, `torch.gt`, ...
+        values: what is compared, without gradient.
+        other: with what.
+        out: where to put the result; shape and dtype of the values.
+    """
+    out = torch.empty_like(values) if out is None else out
+    if values.device.type == "cpu":
+        return compare(values, other, out=out)
+    return out.copy_(compare(values, other))
 
 
 @dataclass(frozen=True)
@@ -51,8 +70,7 @@ class Batch:
 
     def is_class(self, c: int, out: Tensor | None = None) -> Tensor:
         """1 where the voxel has class c, 0 elsewhere, (B, N), in the dtype of the logits."""
-        # Written straight into floats: a bool mask and its conversion take four times as long.
-        return torch.eq(self.labels, float(c), out=torch.empty_like(self.labels) if out is None else out)
+        return where_true(torch.eq, self.labels, float(c), out)
 
     def count(self) -> Tensor:
         """Valid voxels of each image: (B,) of the dtype of the logits."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .common import Batch
+from .common import Batch, where_true
 from .cross_entropy import unknown_label
 from .dice import ImageSums
 
@@ -202,7 +202,7 @@ def lopsided_rule(fused: FusedBatch, alpha: float, beta: float, boot: Tensor, ma
         margin: (B, *S) how far the strongest lesion logit lies above the background's.
     """
     batch = fused.batch
-    slope = torch.gt(batch.labels, 0.0, out=torch.empty_like(batch.labels)).mul_(alpha - 1).add_(1)
+    slope = where_true(torch.gt, batch.labels, 0.0).mul_(alpha - 1).add_(1)
     if batch.valid_weight is not None:
         slope *= batch.valid_weight
     slope = slope.view_as(margin)

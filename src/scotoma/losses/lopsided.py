@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .common import IGNORED, Batch, check_window, full_precision, joined_mean, prepare, ramp
+from .common import IGNORED, Batch, check_window, full_precision, joined_mean, prepare, ramp, where_true
 from .cross_entropy import voxel_cross_entropy
 
 Bootstrap = Literal["hard", "soft", "reed-hard", "reed-soft"]
@@ -74,9 +74,7 @@ def bootstrapped(batch: Batch, margin: Tensor, gate: Gate, min_component: int) -
         margin: `lesion_margin` of the guide.
         gate, min_component: see `lopsided_bootstrap_loss`.
     """
-    flat = margin.flatten(1)
-    boot = torch.gt(flat, 0.0, out=torch.empty_like(flat))
-    boot = boot.mul_(batch.is_class(0)).view_as(margin)
+    boot = where_true(torch.gt, margin, 0.0) * batch.is_class(0).view_as(margin)
     if gate == "component":
         found = margin > 0
         if batch.valid is not None:

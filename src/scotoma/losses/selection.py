@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .common import Batch, check_window, gather_images, joined, processes, ramp
+from .common import Batch, check_window, gather_images, joined, processes, ramp, where_true
 
 SAMPLE = 4096
 """Values looked at to bracket an order statistic before the exact search."""
@@ -68,10 +68,10 @@ def keep_smallest(
     if smooth:
         torch.sub(tau, values, out=out).div_(temperature * (tau + 1e-6)).sigmoid_()
     elif last < first_dropped:
-        torch.le(values, last, out=out)
+        where_true(torch.le, values, last, out)
     else:
-        torch.lt(values, last, out=out)
-        tied = torch.eq(values, last, out=torch.empty_like(values))
+        where_true(torch.lt, values, last, out)
+        tied = where_true(torch.eq, values, last)
         out += tied.mul_((kept - out.sum()) / tied.sum())
     return out, tau
 
