@@ -12,7 +12,6 @@ import argparse
 from pathlib import Path
 
 from common import real_data, run_once, spread, write_results
-
 from scotoma.config import load_settings
 from scotoma.data.dataset import open_dataset
 from scotoma.imperfections.corrupt import corrupt_dataset
@@ -83,8 +82,8 @@ def main() -> None:
         lines.append(f"| {trial} | " + " | ".join(spread([r[n] for r in runs]) for n in names) + " |")
     lines += [
         "",
-        f"Dice is the mean over images, pixel figures are pooled, the others count nuclei. {options.steps} steps,"
-        f" mean and range over {options.seeds} seeds.",
+        "Dice is the mean over images, pixel figures are pooled, the others count nuclei."
+        f" {options.steps} steps, mean and range over {options.seeds} seeds.",
         "",
     ]
     write_results(f"nuclei_missing_{options.by}", {"steps": options.steps, "runs": results}, "\n".join(lines))

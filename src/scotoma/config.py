@@ -142,7 +142,7 @@ class TrainingSettings(Section):
 class PredictionSettings(Section):
     overlap: float = Field(0.5, ge=0, lt=1, description="of neighbouring windows")
     flips: bool = Field(
-        False, description="average over mirrored inputs: 4 times the time in 2-D, 8 times in 3-D"
+        False, description="average over inputs mirrored along the plan's flips"
     )
 
 

@@ -35,7 +35,7 @@ def test_ct_and_unit():
 )
 def test_augmentation_keeps_image_and_label_together(dims, spacing, intensity):
     """The image *is* the label, so after any spatial change they must still agree (away from edges)."""
-    augment = Augmentation(dims, spacing, intensity)
+    augment = Augmentation(dims, spacing, range(dims), intensity)
     shape = (24,) * dims
     label = torch.zeros(shape, dtype=torch.uint8)
     label[(slice(6, 18),) * dims] = 1
@@ -53,7 +53,7 @@ def test_augmentation_keeps_image_and_label_together(dims, spacing, intensity):
 
 
 def test_coarse_axis_is_not_mixed_by_rotation():
-    augment = Augmentation(3, (6.0, 1.0, 1.0), "scored")
+    augment = Augmentation(3, (6.0, 1.0, 1.0), (1, 2), "scored")
     label = torch.arange(8, dtype=torch.uint8)[:, None, None].expand(8, 16, 16).contiguous()
     for seed in range(30):
         _, moved = augment(label[None].float(), label, seed)
@@ -62,7 +62,7 @@ def test_coarse_axis_is_not_mixed_by_rotation():
 
 
 def test_the_same_seed_changes_the_same():
-    augment = Augmentation(2, (1.0, 1.0), "unit")
+    augment = Augmentation(2, (1.0, 1.0), (0, 1), "unit")
     image, label = torch.rand(3, 32, 32), torch.ones(32, 32, dtype=torch.uint8)
     for seed in (1, 2, 3):
         a, b = augment(image, label, seed), augment(image, label, seed)

@@ -107,6 +107,21 @@ def test_settings_overrule():
         plan_for(grids, **{"plan.spacing": [1, 1]})
 
 
+def test_flips_follow_anatomy():
+    isotropic, sagittal = (
+        Grid.of_spacing((64, 64, 64), (1.0, 1.0, 1.0)),
+        Grid.of_spacing((20, 64, 64), (5.0, 1.0, 1.0)),
+    )
+    assert plan_for([isotropic]).flips == [2]
+    assert plan_for([sagittal]).flips == [0]
+    assert plan_for([sagittal], **{"plan.kind": "2d"}).flips == []
+    assert plan_for([Grid.of_spacing((64, 64), (1.0, 1.0))]).flips == [1, 2]
+    sided = LabelMap.plain(["background", "left kidney", "right kidney"])
+    plan = make_plan([isotropic], [Normalisation(kind="mri")], ["t1"], sided, load_settings(), False)
+    assert plan.flips == []
+    assert "left kidney" in plan.reasons["flips"]
+
+
 def test_an_edited_plan_is_checked(tmp_path):
     plan = plan_for([Grid.of_spacing((64, 64, 64), (1.0, 1.0, 1.0))])
     path = tmp_path / "plan.json"

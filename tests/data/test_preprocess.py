@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from test_sampling import plan_of
 
 from scotoma.data.dataset import open_dataset
 from scotoma.data.labels import IGNORE, LabelMap
 from scotoma.data.normalisation import Normalisation
 from scotoma.data.preprocess import case_key, preprocess
 from scotoma.errors import InputError
-from test_sampling import plan_of
 
 VALUES = LabelMap(classes=["background", "disc"], values={0: 0, 255: 1})
 

@@ -6,6 +6,7 @@ worker that loads it nor on the patches before it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,11 @@ class Augmentation:
         dims: spatial axes of the patch, 2 or 3.
         spacing: size of a voxel along each of them; rotation and zoom stay within the plane of fine axes
             when the first axis is more than three times coarser.
+        flips: axes of the patch that may be mirrored.
         intensity: "unit" for pictures scaled to [0, 1], "scored" for zero-mean images, "ct".
     """
 
-    def __init__(self, dims: int, spacing: tuple[float, ...], intensity: str) -> None:
+    def __init__(self, dims: int, spacing: tuple[float, ...], flips: Sequence[int], intensity: str) -> None:
         import monai.transforms as mt
 
         flat = dims == 3 and spacing[0] > 3 * min(spacing)
@@ -48,7 +50,7 @@ class Augmentation:
                     mode=("bilinear", "nearest"),
                     padding_mode="zeros",
                 ),
-                *[mt.RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in range(dims)],
+                *[mt.RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in flips],
             ]
         )
         gamma = () if intensity == "ct" else (mt.RandAdjustContrast(prob=0.15, gamma=(0.7, 1.5)),)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -65,6 +66,8 @@ class Plan(BaseModel):
         patch: voxels; patch[0] is 1 for a 2-D or 2.5-D network.
         context: slices on either side that a 2.5-D network sees.
         batch: patches per step and device.
+        flips: axes of a preprocessed case along which a mirrored image is as likely as the image; used
+            in training and, on request, in prediction.
         reasons: why each was chosen, for the reader.
     """
 
@@ -77,6 +80,7 @@ class Plan(BaseModel):
     patch: tuple[int, int, int]
     context: int = 0
     batch: int
+    flips: list[int] = []
     channel_names: list[str]
     normalisation: list[Normalisation]
     label_map: LabelMap
@@ -230,6 +234,7 @@ def make_plan(
     else:
         patch, network = _largest_patch(median_shape[axes], dims, build, budget, accelerator, reasons)
     batch = wanted.batch or _batch(patch, network, budget, accelerator, shapes, reasons)
+    flips = _flips(pictures, first_axis, dims, label_map.classes, reasons)
     size = (1, *patch.tolist()) if dims == 2 else tuple(patch.tolist())
     return Plan(
         kind=kind,
@@ -239,6 +244,7 @@ def make_plan(
         patch=size,
         context=context,
         batch=batch,
+        flips=flips,
         channel_names=channel_names,
         normalisation=normalisation,
         label_map=label_map,
@@ -303,6 +309,24 @@ def _kind(
         return "2d"
     reasons["kind"] = "volumes"
     return "3d"
+
+
+def _flips(
+    pictures: bool, first_axis: int, dims: int, classes: list[str], reasons: dict[str, str]
+) -> list[int]:
+    """Pictures have no upright; in a patient only left and right are alike, unless a class names a side."""
+    sided = [
+        name for name in classes if {"left", "right", "l", "r"} & set(re.split(r"[^a-z]+", name.lower()))
+    ]
+    if sided:
+        reasons["flips"] = f"none, since '{sided[0]}' tells the sides apart"
+        return []
+    if pictures:
+        reasons["flips"] = "pictures have no upright"
+        return [1, 2]
+    left_right = 0 if first_axis == 0 else 2
+    reasons["flips"] = "left and right alone: the other directions of a body differ"
+    return [left_right] if left_right >= 3 - dims else []
 
 
 def _topology(

@@ -52,7 +52,9 @@ class PatchDataset(Dataset):
         if augment:
             kinds = {channel.kind for channel in plan.normalisation}
             intensity = "unit" if kinds == {"unit"} else "ct" if kinds == {"ct"} else "scored"
-            self._augment = Augmentation(plan.network.dims, plan.patch_spacing, intensity)
+            dims = plan.network.dims
+            flips = [axis - (3 - dims) for axis in plan.flips if axis >= 3 - dims]
+            self._augment = Augmentation(dims, plan.patch_spacing, flips, intensity)
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
         """Patch `item` = (epoch, number): image (M', *S) float32, label (*S) uint8, case index, id.

@@ -101,7 +101,9 @@ def _unlabelled_components(found: Tensor, lesion: Tensor, min_component: int) ->
     keep = np.zeros(tuple(found.shape), dtype=bool)
     connectivity = 26 if found.ndim == 4 else 8
     for i, (mask, labelled) in enumerate(zip(found.cpu().numpy(), lesion.cpu().numpy(), strict=True)):
-        components = np.asarray(cc3d.connected_components(mask | labelled, connectivity=connectivity))
+        # As uint8: of a 2-D bool array cc3d 3.29 labels voxels outside the mask.
+        either = (mask | labelled).astype(np.uint8)
+        components = np.asarray(cc3d.connected_components(either, connectivity=connectivity))
         sizes = np.bincount(components.ravel())
         good = sizes >= min_component
         good[0] = False

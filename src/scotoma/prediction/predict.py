@@ -163,9 +163,7 @@ class Predictor:
         array, canonical = prepare_image(image, plan)
         shape = array.shape[1:]
         axis = slab_axis(shape, plan.patch)
-        mirrored = (
-            [a for a in range(3) if plan.patch[a] > 1] if flips or (flips is None and self.flips) else []
-        )
+        mirrored = plan.flips if flips or (flips is None and self.flips) else []
         slabs = predict_slabs(
             self.models,
             array,
