@@ -32,7 +32,7 @@ def test_every_patch_size_becomes_one_point_and_comes_back(patch: int, dimension
     reconstruction, latent = autoencoder(x)
     assert reconstruction.shape == x.shape
     assert latent.shape == (2, 5)
-    assert 0 <= reconstruction.min()
+    assert reconstruction.min() >= 0
     assert reconstruction.max() <= 1
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scotoma.anomaly.baselines import IntensityThreshold, RandomScores, ReconstructionError
-    from scotoma.anomaly.brain_mask import brain_mask
+    from scotoma.anomaly.brain_mask import find_brain
     from scotoma.anomaly.calibration import Calibration
     from scotoma.anomaly.candidates import Candidate, find_candidates, write_candidates
     from scotoma.anomaly.case import Case, make_case
@@ -21,7 +21,7 @@ _HOME = {
     "IntensityThreshold": "scotoma.anomaly.baselines",
     "RandomScores": "scotoma.anomaly.baselines",
     "ReconstructionError": "scotoma.anomaly.baselines",
-    "brain_mask": "scotoma.anomaly.brain_mask",
+    "find_brain": "scotoma.anomaly.brain_mask",
     "Calibration": "scotoma.anomaly.calibration",
     "Candidate": "scotoma.anomaly.candidates",
     "find_candidates": "scotoma.anomaly.candidates",
@@ -60,8 +60,8 @@ __all__ = [
     "SiamesePatchAutoencoder",
     "TrainingHistory",
     "TrainingSettings",
-    "brain_mask",
     "dense_encoder",
+    "find_brain",
     "find_candidates",
     "load_detector",
     "make_case",

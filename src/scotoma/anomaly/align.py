@@ -12,6 +12,12 @@ from scotoma.errors import InputError
 
 log = logging.getLogger(__name__)
 
+LEVELS_MM = (6.0, 3.0)
+"""Voxel size while the images are registered, first and then, unless they are coarser themselves."""
+
+SAMPLES = 50_000
+"""Voxels that are compared in each step."""
+
 # SimpleITK counts millimetres in LPS+
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -49,33 +55,19 @@ def align_to(
     if image.ndim != 4 or reference.ndim != 4:
         raise InputError(f"{name}: only volumes can be registered; learn without pairs instead.")
     moving, fixed = _to_sitk(image[0], grid), _to_sitk(reference[0], reference_grid)
+    # parallel sums depend on how the threads take turns; the same input shall give the same result
+    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:
         transform: Any = sitk.CenteredTransformInitializer(
             fixed, moving, sitk.AffineTransform(3), sitk.CenteredTransformInitializerFilter.MOMENTS
         )
         if how == "affine":
-            method = sitk.ImageRegistrationMethod()
-            method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
-            # a fixed share of voxels, drawn with a fixed seed: the same result every time
-            method.SetMetricSamplingStrategy(method.RANDOM)
-            method.SetMetricSamplingPercentage(0.1, seed=1)
-            method.SetInterpolator(sitk.sitkLinear)
-            method.SetOptimizerAsGradientDescent(
-                learningRate=1.0,
-                numberOfIterations=100,
-                convergenceMinimumValue=1e-6,
-                convergenceWindowSize=10,
-            )
-            method.SetOptimizerScalesFromPhysicalShift()
-            method.SetShrinkFactorsPerLevel([4, 2])
-            method.SetSmoothingSigmasPerLevel([2.0, 1.0])
-            method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
-            # parallel sums depend on how the threads take turns
-            method.SetNumberOfThreads(1)
-            method.SetInitialTransform(transform, inPlace=True)
-            method.Execute(fixed, moving)
+            _optimise(fixed, moving, transform, reference_grid)
     except RuntimeError as error:
         raise InputError(f"{name}: cannot be registered to the reference; check both images.") from error
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     resampled = [
         sitk.GetArrayFromImage(
             sitk.Resample(_to_sitk(channel, grid), fixed, transform, sitk.sitkLinear, 0.0)
@@ -85,6 +77,27 @@ def align_to(
     matrix = _matrix(transform)
     log.info("%s: %s alignment, moved by %.1f mm", name, how, float(np.linalg.norm(matrix[:3, 3])))
     return np.stack(resampled).astype(np.float32), matrix
+
+
+def _optimise(fixed: Any, moving: Any, transform: Any, grid: Grid) -> None:
+    import SimpleITK as sitk
+
+    shrink = [max(1, round(mm / min(grid.spacing))) for mm in LEVELS_MM]
+    voxels = [float(np.prod(grid.shape)) / s**3 for s in shrink]
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
+    method.SetMetricSamplingStrategy(method.RANDOM)
+    method.SetMetricSamplingPercentagePerLevel([min(1.0, SAMPLES / v) for v in voxels], seed=1)
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetOptimizerAsConjugateGradientLineSearch(
+        learningRate=1.0, numberOfIterations=60, convergenceMinimumValue=1e-6, convergenceWindowSize=10
+    )
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetShrinkFactorsPerLevel(shrink)
+    method.SetSmoothingSigmasPerLevel([mm / 2 for mm in LEVELS_MM])
+    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
+    method.SetInitialTransform(transform, inPlace=True)
+    method.Execute(fixed, moving)
 
 
 def _to_sitk(array: np.ndarray, grid: Grid) -> Any:

@@ -17,7 +17,7 @@ BRIDGE_MM = 4.0
 """Half the width of the connections between brain and scalp that an estimated mask is cut at."""
 
 
-def brain_mask(
+def find_brain(
     image: np.ndarray,
     how: Literal["auto", "nonzero", "estimate"] = "auto",
     spacing: tuple[float, ...] | None = None,
@@ -43,7 +43,7 @@ def brain_mask(
     Example:
         >>> image = np.zeros((1, 20, 20))
         >>> image[0, 5:15, 5:15] = 7
-        >>> int(brain_mask(image).sum())
+        >>> int(find_brain(image).sum())
         100
     """
     nonzero = (image != 0).any(axis=0)

@@ -17,7 +17,7 @@ class Calibration:
 
     Attributes:
         scores: (n,) float64, increasing: the controls' quantiles.
-        tails: (n,) float64, decreasing from 1: share of the controls' voxels with a higher score.
+        tails: (n,) float64, decreasing from 1: share of the controls' voxels that score as high or higher.
     """
 
     scores: np.ndarray
@@ -34,10 +34,11 @@ class Calibration:
         size = min(len(s) for s in scores)
         levels = levels[levels >= 1 / (size * len(scores))]
         # equal numbers of quantiles from each control: an average, not ruled by the largest brain
-        each = np.concatenate([np.quantile(s, np.linspace(0, 1, size)) for s in scores])
-        values = np.quantile(each, 1 - levels)
-        # equal scores would make the table ambiguous
-        keep = np.append(np.diff(values) > 0, True)
+        each = [np.sort(s)[np.linspace(0, len(s) - 1, size).astype(int)] for s in scores]
+        each = np.sort(np.concatenate(each))
+        values = np.interp(1 - levels, np.linspace(0, 1, len(each)), each)
+        # of equal scores the first: at least as high are all of them
+        keep = np.append(True, np.diff(values) > 0)
         return cls(values[keep].astype(np.float64), levels[keep])
 
     def surprise(self, scores: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from scotoma.anomaly.brain_mask import brain_mask
+from scotoma.anomaly.brain_mask import find_brain
 from scotoma.errors import InputError
 
 Scaling = Literal["percentiles", "unit"]
@@ -55,7 +55,7 @@ def make_case(
 
     Args:
         image: (M, Z, Y, X), or (M, H, W) for a picture.
-        mask: (*S), non-zero in the brain; None to find it with `brain_mask`.
+        mask: (*S), non-zero in the brain; None to find it with `find_brain`.
         excluded: (*S), non-zero where no anomaly is looked for, such as the cerebrospinal fluid.
         channels: M as the auto-encoder was trained, None to take any.
         scaling: "percentiles" clips each channel to its 1st and 99th percentile inside the mask and
@@ -83,7 +83,7 @@ def make_case(
     if not np.isfinite(image).all():
         raise InputError(f"{name}: holds NaN or infinite values; repair the image first.")
     if mask is None:
-        mask = brain_mask(image, name=name)
+        mask = find_brain(image, name=name)
     mask = _like_image(mask, image, "brain mask", name)
     if not mask.any():
         raise InputError(f"{name}: the brain mask is empty; give another mask, or none to have it found.")

@@ -41,7 +41,8 @@ class PatchPairs:
         if paired and (other := next((c for c in cases if c.mask.shape != cases[0].mask.shape), None)):
             raise InputError(
                 f"{other.name}: shape {other.mask.shape} differs from {cases[0].mask.shape} of "
-                f"{cases[0].name}; pairs need co-registered cases on one grid: register them, or learn without pairs."
+                f"{cases[0].name}; pairs need co-registered cases on one grid: "
+                "register them, or learn without pairs."
             )
         self.paired = paired
         self.masks = [c.mask for c in cases]
