@@ -152,6 +152,21 @@ def test_what_was_asked_for_is_what_is_expected(folders: tuple[Path, Path]) -> N
     assert found["failed"] == {"case_9": "case_9: cannot be read."}
 
 
+def test_patients_and_classes_that_were_not_drawn(folders: tuple[Path, Path]) -> None:
+    """Where only class a was drawn, background may hide b: predicting b there is no error."""
+    predictions, truth = folders
+    before = evaluate(predictions, truth).content["cases"][0]
+    content = json.loads((predictions / "prediction.json").read_text())
+    content["cases"]["case_0"] |= {"patient": "p", "annotated": [1]}
+    (predictions / "prediction.json").write_text(json.dumps(content))
+    after = evaluate(predictions, truth).content["cases"][0]
+    drawn = int((blob(0, 3) == 1).sum())
+    assert after["patient"] == "p"
+    assert after["ignored_voxels"] == np.prod(SHAPE) - drawn
+    assert before["ignored_voxels"] == 0
+    assert after["classes"]["b"]["situation"] == "both_empty" or after["classes"]["b"]["true_positives"] == 0
+
+
 def test_masks_from_elsewhere(tmp_path: Path) -> None:
     """No prediction.json, PNG, truth {0, 255}, predictions {0, 1}; a prediction is missing."""
     for n in range(3):

@@ -29,8 +29,8 @@ BUDGET: dict[str, Any] = {
     "training.learning_rate": 2e-3,
     "training.select": "last",
     "training.validation_patches": 16,
-    "network.features": 16,
-    "network.stem": 1,
+    "network.features": 24,
+    "network.stem": 2,
     "plan.patch": [48, 48, 48],
     "plan.batch": 2,
 }
@@ -76,7 +76,7 @@ class DemoResult:
 def run_demo(
     out: Path, seeds: int = 1, progress: Callable[[str, int, int], None] | None = None
 ) -> DemoResult:
-    """Generate patients, hide half of the training lesions, train both recipes alike, evaluate on the full truth.
+    """Generate patients, hide half of the training lesions, train both recipes alike, evaluate on all.
 
     Args:
         out: folder for data, runs and report; the data is generated once, a finished run is not repeated.
@@ -154,9 +154,8 @@ def _one_run(
 
     if (run / "test" / "evaluation.json").is_file():
         return Evaluation.load(run / "test").content
-    settings = load_settings(
-        recipe, overrides={**BUDGET, "seed": seed, "data.cache": str((out / "cache").resolve())}
-    )
+    cache = str((out / "cache").resolve())
+    settings = load_settings(recipe, overrides={**BUDGET, "seed": seed, "data.cache": cache})
     log.info("training %s, seed %d", recipe, seed)
     train(hidden, settings, run, resume=(run / "config.yaml").is_file(), progress=progress)
     predict_folder(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from scotoma.data.image import grid_difference, read_mask, read_probabilities
-from scotoma.data.labels import IGNORE
+from scotoma.data.labels import IGNORE, keep_annotated
 from scotoma.errors import InputError
 from scotoma.evaluation.calibration import CalibrationCounter
 from scotoma.evaluation.lesions import LesionDetection, lesion_detection
@@ -66,7 +66,7 @@ def evaluate_case(pair: Pair, values: Values, options: Options) -> CaseResult:
     difference = grid_difference(prediction_file.grid, grid, _GRID_TOLERANCE * min(grid.spacing))
     if difference:
         raise InputError(f"{pair.prediction}: not on the grid of its mask ({difference}); resample it.")
-    truth = values.truth.apply(truth_file.array, pair.truth)
+    truth = keep_annotated(values.truth.apply(truth_file.array, pair.truth), pair.annotated)
     prediction = values.prediction.apply(prediction_file.array, pair.prediction)
     del truth_file, prediction_file
     classes = values.truth.classes

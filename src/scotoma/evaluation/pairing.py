@@ -16,7 +16,10 @@ from scotoma.errors import InputError
 
 @dataclass(frozen=True)
 class Pair:
-    """A case to evaluate; `images` may be empty and `probabilities` None when they are not known."""
+    """A case to evaluate; `images` may be empty and `probabilities` None when they are not known.
+
+    `annotated` lists the foreground classes drawn in the case, None for all of them.
+    """
 
     case: str
     patient: str
@@ -24,6 +27,7 @@ class Pair:
     truth: Path
     images: tuple[Path, ...] = ()
     probabilities: Path | None = None
+    annotated: list[int] | None = None
 
 
 @dataclass
@@ -65,6 +69,8 @@ class _Prediction:
     mask: Path
     images: tuple[Path, ...] = ()
     probabilities: Path | None = None
+    patient: str | None = None
+    annotated: list[int] | None = None
 
 
 def pair_folders(predictions: Path, truth: Path, labels: str | None = None) -> Pairing:
@@ -100,7 +106,17 @@ def pair_folders(predictions: Path, truth: Path, labels: str | None = None) -> P
                 out.no_truth.append(case)
         elif case in given and given[case].mask.is_file():
             p, t = given[case], masks[case]
-            out.pairs.append(Pair(case, t.patient, p.mask, t.mask, p.images or t.images, p.probabilities))
+            out.pairs.append(
+                Pair(
+                    case,
+                    p.patient or t.patient,
+                    p.mask,
+                    t.mask,
+                    p.images or t.images,
+                    p.probabilities,
+                    p.annotated,
+                )
+            )
         elif case not in out.failed:
             out.failed[case] = f"{predictions}: no prediction for {case}; predict it, or leave its mask out."
     if not out.pairs and not out.failed:
@@ -181,6 +197,8 @@ def _find_predictions(folder: Path, out: Pairing) -> tuple[dict[str, _Prediction
                 folder / entry["prediction"],
                 tuple(folder / image for image in entry.get("images", ())),
                 folder / maps if maps else None,
+                entry.get("patient"),
+                entry.get("annotated"),
             )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(

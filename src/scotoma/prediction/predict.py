@@ -78,6 +78,7 @@ class Predictor:
         recipe: written beside the predictions.
         run: written beside the predictions.
         channels: names of the channel files where every case is a folder.
+        annotated: case id -> foreground classes drawn there, where not all are; for the evaluation.
     """
 
     models: Sequence[Model]
@@ -90,6 +91,7 @@ class Predictor:
     recipe: str = ""
     run: str = ""
     channels: list[str] | None = field(default=None)
+    annotated: dict[str, list[int]] = field(default_factory=dict)
 
     @classmethod
     def from_run(cls, run: Path | Sequence[Path], device: str | None = None) -> Predictor:
@@ -133,6 +135,7 @@ class Predictor:
             recipe=settings.recipe,
             run=", ".join(str(r) for r in runs),
             channels=settings.data.channels,
+            annotated=settings.data.annotated,
         )
 
     def predict_image(
@@ -328,6 +331,8 @@ def _predict_case(
     image = read_image(case.images)
     classes, scaled = predictor.predict_image(image, flips=flips, probabilities=probabilities, scratch=out)
     entry: dict[str, Any] = {
+        "patient": case.patient or case.id,
+        "annotated": predictor.annotated.get(case.id),
         "images": [str(p.absolute()) for p in case.images],
         "prediction": target.name,
         "probabilities": None,
