@@ -25,37 +25,45 @@ class Section(BaseModel):
 class DataSettings(Section):
     """Which files are images, masks, channels and patients, and what the values in a mask mean."""
 
-    labels: str | None = Field(None, description="folder (or, in case folders, file stem) of the masks")
-    channels: list[str] | None = Field(None, description="in case folders: file stems of the channels")
+    labels: str | None = Field(
+        default=None, description="folder (or, in case folders, file stem) of the masks"
+    )
+    channels: list[str] | None = Field(
+        default=None, description="in case folders: file stems of the channels"
+    )
     patient_pattern: str | None = Field(
-        None, description="regular expression whose first group is the patient in a case id"
+        default=None, description="regular expression whose first group is the patient in a case id"
     )
     label_map: dict[int, int | Literal["ignore"]] | None = Field(
-        None, description="value in the file -> class index or 'ignore'; default: as `check` proposes"
+        default=None, description="value in the file -> class index or 'ignore'; default: as `check` proposes"
     )
-    classes: list[str] | None = Field(None, description="class names, background first")
+    classes: list[str] | None = Field(default=None, description="class names, background first")
     instances: bool | None = Field(
-        None, description="mask values are object ids: every non-zero value is class 1"
+        default=None, description="mask values are object ids: every non-zero value is class 1"
     )
     annotated: dict[str, list[int]] = Field(
         default_factory=dict, description="case id -> foreground classes drawn there, where not all are"
     )
     tolerance_mm: float = Field(
-        0.01, gt=0, description="how far an image's and its mask's corner voxels may lie apart"
+        default=0.01, gt=0, description="how far an image's and its mask's corner voxels may lie apart"
     )
-    cache: str | None = Field(None, description="folder of preprocessed cases; default: RUN/cache")
+    cache: str | None = Field(default=None, description="folder of preprocessed cases; default: RUN/cache")
 
 
 class SplitSettings(Section):
     """Which cases train, validate and test. Cases of one patient stay together."""
 
-    test: float = Field(0.0, ge=0, lt=1, description="share of the cases set aside: the last ones by name")
-    folds: int = Field(5, ge=2, description="the rest is cut into this many folds, at random by the seed")
+    test: float = Field(
+        default=0.0, ge=0, lt=1, description="share of the cases set aside: the last ones by name"
+    )
+    folds: int = Field(
+        default=5, ge=2, description="the rest is cut into this many folds, at random by the seed"
+    )
     fold: int | Literal["all"] = Field(
-        0, description="the fold that validates; 'all' trains one model per fold"
+        default=0, description="the fold that validates; 'all' trains one model per fold"
     )
     file: str | None = Field(
-        None, description="JSON with lists of case ids: train, validation and, if wanted, test"
+        default=None, description="JSON with lists of case ids: train, validation and, if wanted, test"
     )
 
 
@@ -64,12 +72,14 @@ class PlanSettings(Section):
 
     kind: Literal["auto", "2d", "2.5d", "3d"] = "auto"
     memory_gib: float | None = Field(
-        None, gt=0, description="budget of a training step; default 8 on a GPU, 3 on CPU"
+        default=None, gt=0, description="budget of a training step; default 8 on a GPU, 3 on CPU"
     )
-    spacing: list[float] | None = Field(None, description="mm, slice axis first; default: median of the data")
-    patch: list[int] | None = Field(None, description="voxels, slice axis first")
-    batch: int | None = Field(None, ge=1, description="patches per step and device")
-    context: int = Field(1, ge=1, description="slices seen on either side by a 2.5-D network")
+    spacing: list[float] | None = Field(
+        default=None, description="mm, slice axis first; default: median of the data"
+    )
+    patch: list[int] | None = Field(default=None, description="voxels, slice axis first")
+    batch: int | None = Field(default=None, ge=1, description="patches per step and device")
+    context: int = Field(default=1, ge=1, description="slices seen on either side by a 2.5-D network")
     normalisation: Literal["auto", "mri", "ct", "unit", "zscore"] = "auto"
 
 
@@ -77,20 +87,20 @@ class NetworkSettings(Section):
     """The segmenter."""
 
     architecture: Literal["unet", "resunet", "segresnet", "swinunetr"] = "unet"
-    features: int | None = Field(None, ge=4, description="features of the first stage; default 32")
+    features: int | None = Field(default=None, ge=4, description="features of the first stage; default 32")
     max_features: int | None = Field(
-        None, ge=4, description="features of the deepest stage; default 320 in 3-D, 512 in 2-D"
+        default=None, ge=4, description="features of the deepest stage; default 320 in 3-D, 512 in 2-D"
     )
     depth: int | None = Field(
-        None, ge=2, description="number of stages; default: until the patch is 4 voxels wide"
+        default=None, ge=2, description="number of stages; default: until the patch is 4 voxels wide"
     )
     stem: int | None = Field(
-        None, ge=1, le=4, description="stride of the first convolution; default 1 on a GPU, 2 on CPU"
+        default=None, ge=1, le=4, description="stride of the first convolution; default 1 on a GPU, 2 on CPU"
     )
     deep_supervision: bool = True
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     prior_bias: bool = Field(
-        False,
+        default=False,
         description="start the last layer at the log share of each class, so that nothing is lesion at first",
     )
 
@@ -98,39 +108,43 @@ class NetworkSettings(Section):
 class TrainingSettings(Section):
     """The loop."""
 
-    steps: int = Field(2500, ge=1, description="optimiser steps")
+    steps: int = Field(default=2500, ge=1, description="optimiser steps")
     minutes: float | None = Field(
-        None, gt=0, description="instead of steps: as many as fit, timed on this machine before the start"
+        default=None,
+        gt=0,
+        description="instead of steps: as many as fit, timed on this machine before the start",
     )
-    epoch_steps: int = Field(50, ge=1, description="steps between two validations and checkpoints")
+    epoch_steps: int = Field(default=50, ge=1, description="steps between two validations and checkpoints")
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(1e-2, ge=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=1e-2, ge=0)
     schedule: Literal["poly", "cosine", "constant"] = "cosine"
-    warmup_steps: int = Field(50, ge=0)
-    gradient_clip: float = Field(12.0, gt=0, description="largest norm of the gradient")
-    accumulate: int = Field(1, ge=1, description="batches whose gradients are summed before a step")
+    warmup_steps: int = Field(default=50, ge=0)
+    gradient_clip: float = Field(default=12.0, gt=0, description="largest norm of the gradient")
+    accumulate: int = Field(default=1, ge=1, description="batches whose gradients are summed before a step")
     foreground_share: float = Field(
-        0.5, ge=0, le=1, description="share of patches centred on a foreground voxel"
+        default=0.5, ge=0, le=1, description="share of patches centred on a foreground voxel"
     )
     augmentation: bool = True
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
-    devices: int = Field(1, ge=1)
-    nodes: int = Field(1, ge=1)
+    devices: int = Field(default=1, ge=1)
+    nodes: int = Field(default=1, ge=1)
     workers: int | None = Field(
-        None, ge=0, description="loader processes; default: processors - 1, at most 8"
+        default=None, ge=0, description="loader processes; default: processors - 1, at most 8"
     )
     validation_patches: int = Field(
-        64, ge=1, description="fixed patches of the validation cases seen every epoch"
+        default=64, ge=1, description="fixed patches of the validation cases seen every epoch"
     )
     select: Literal["best", "last"] = Field(
-        "best", description="weights kept: best by validation Dice, or the last"
+        default="best", description="weights kept: best by validation Dice, or the last"
     )
     early_stopping: int | None = Field(
-        None, ge=1, description="epochs without a better validation Dice before the end"
+        default=None, ge=1, description="epochs without a better validation Dice before the end"
     )
     collapse_patience: int = Field(
-        5, ge=1, description="validations in a row that are all background or all foreground before the alarm"
+        default=5,
+        ge=1,
+        description="validations in a row that are all background or all foreground before the alarm",
     )
 
     @field_validator("precision", mode="before")
@@ -140,10 +154,8 @@ class TrainingSettings(Section):
 
 
 class PredictionSettings(Section):
-    overlap: float = Field(0.5, ge=0, lt=1, description="of neighbouring windows")
-    flips: bool = Field(
-        False, description="average over inputs mirrored along the plan's flips"
-    )
+    overlap: float = Field(default=0.5, ge=0, lt=1, description="of neighbouring windows")
+    flips: bool = Field(default=False, description="average over inputs mirrored along the plan's flips")
 
 
 class Settings(Section):
@@ -151,9 +163,10 @@ class Settings(Section):
 
     recipe: str = "baseline"
     variant: str | None = Field(
-        None, description="a variant that the recipe names, such as 'published': the paper's form, verbatim"
+        default=None,
+        description="a variant that the recipe names, such as 'published': the paper's form, verbatim",
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     data: DataSettings = Field(default_factory=DataSettings)
     split: SplitSettings = Field(default_factory=SplitSettings)
     plan: PlanSettings = Field(default_factory=PlanSettings)
@@ -193,17 +206,17 @@ def load_settings(
     if file is not None:
         content = _read_yaml(file)
     pairs = _split_overrides(overrides or [])
-    recipe = recipe or content.get("recipe") or "baseline"
-    merged = _read_recipe(recipe)
+    chosen = str(recipe or content.get("recipe") or "baseline")
+    merged = _read_recipe(chosen)
     variants = merged.pop("variants", {})
     variant = dict(pairs).get("variant", content.get("variant"))
     if variant is not None:
         if variant not in variants:
             there = f"there are: {', '.join(variants)}." if variants else "it has none."
-            raise SettingsError(f"the recipe '{Path(recipe).stem}' has no variant '{variant}'; {there}")
+            raise SettingsError(f"the recipe '{Path(chosen).stem}' has no variant '{variant}'; {there}")
         _merge(merged, variants[variant])
     _merge(merged, content)
-    merged["recipe"] = Path(recipe).stem
+    merged["recipe"] = Path(chosen).stem
     for name, value in pairs:
         target = merged
         *sections, last = name.split(".")

@@ -72,7 +72,10 @@ def test_a_size_that_does_not_divide_is_refused():
     [
         ({"dims": 4}, "2 or 3"),
         ({"architecture": "vnet"}, "no architecture"),
-        ({"architecture": "segresnet", "features": (8, 16), "strides": [[2] * 3, [2] * 3]}, "no strided stem"),
+        (
+            {"architecture": "segresnet", "features": (8, 16), "strides": [[2] * 3, [2] * 3]},
+            "no strided stem",
+        ),
         ({"features": (8, 16), "strides": [[1] * 3]}, "2 stages"),
     ],
 )

@@ -129,7 +129,7 @@ def run_demo(
         out / "report.html",
         title="What the ordinary loss forgot",
         introduction=(
-            f"{TRAINING_PATIENTS} generated brain phantoms (T1 and FLAIR) trained two networks alike, but half of"
+            f"{TRAINING_PATIENTS} generated brains (T1 and FLAIR) trained two networks alike, but half of"
             " the lesions had been taken out of their masks, as if the annotator had missed them. Both are"
             f" judged here on {TEST_PATIENTS} other patients, against every lesion that is really there."
         ),
