@@ -36,7 +36,7 @@ def run_once(recipe: str, data: Path, truth: Path, out: Path, overrides: dict[st
     A finished run in `out` is not repeated, so an interrupted benchmark goes on where it was.
 
     Returns:
-        The evaluation's content, with "training_seconds" added.
+        The evaluation's content, with "training_seconds" and "training_steps" added.
     """
     labels = overrides.get("data.labels")
     if not (out / "test" / "evaluation.json").is_file():
@@ -47,7 +47,8 @@ def run_once(recipe: str, data: Path, truth: Path, out: Path, overrides: dict[st
         evaluate(out / "test", truth, out=out / "test", labels=labels)
     content = json.loads((out / "test" / "evaluation.json").read_text(encoding="utf-8"))
     rows = (out / "metrics.csv").read_text(encoding="utf-8").splitlines()
-    content["training_seconds"] = float(rows[-1].split(",")[rows[0].split(",").index("seconds")])
+    last = dict(zip(rows[0].split(","), rows[-1].split(","), strict=False))
+    content["training_seconds"], content["training_steps"] = float(last["seconds"]), int(last["step"])
     return content
 
 

@@ -15,25 +15,24 @@ import time
 from pathlib import Path
 
 import torch
-from common import real_data, write_results
 
+from common import real_data, write_results
 from scotoma.config import load_settings
 from scotoma.data.check import check
 from scotoma.data.dataset import open_dataset
 from scotoma.data.preprocess import preprocess
-from scotoma.training.fit import build_objective, loaders
-from scotoma.training.run import new_segmenter
+from scotoma.training.fit import build_module, loaders
+from scotoma.training.module import SegmentationModule
 from scotoma.training.train import plan_for
 
 
-def seconds_per_step(settings, plan, batch, repeats: int) -> float:
-    segmenter, objective = new_segmenter(plan).train(), build_objective(settings, plan)
-    optimizer = torch.optim.AdamW(segmenter.parameters())
+def seconds_per_step(module: SegmentationModule, batch: dict, repeats: int = 12) -> float:
+    optimizer = torch.optim.AdamW([p for p in module.train().parameters() if p.requires_grad])
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
         optimizer.zero_grad()
-        objective(segmenter(batch["image"]), batch["label"], image=batch["image"]).backward()
+        module.loss(batch).backward()
         optimizer.step()
         times.append(time.perf_counter() - start)
     return statistics.median(times[2:])
@@ -64,12 +63,12 @@ def main() -> None:
             plan = plan_for(dataset, settings, cases, result.label_map, result)
             cached = preprocess(cases, plan, options.work / "cache")
             loader, _ = loaders(settings, plan, cached, cached, lambda: 0)
-            arrivals, last, batch = [], 0.0, None
+            arrivals, last, latest = [], 0.0, {}
             for batch in loader:
                 now = time.perf_counter()
                 arrivals.append(now - last)
-                last = now
-            step = seconds_per_step(settings, plan, batch, 12)
+                last, latest = now, batch
+            step = seconds_per_step(build_module(settings, plan, cached, 1), latest)
             # Past what was waiting when the first batch was taken.
             arrival = statistics.fmean(arrivals[5:])
             rows.append(

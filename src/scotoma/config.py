@@ -99,6 +99,10 @@ class NetworkSettings(Section):
     )
     deep_supervision: bool = True
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    feature_selection: list[str] = Field(
+        default_factory=list,
+        description="stages followed by uncertainty-aware feature selection: encoder, decoder, decoder.0 ...",
+    )
     prior_bias: bool = Field(
         default=False,
         description="start the last layer at the log share of each class, so that nothing is lesion at first",
@@ -114,9 +118,9 @@ class TrainingSettings(Section):
         gt=0,
         description="instead of steps: as many as fit, timed on this machine before the start",
     )
-    epoch_steps: int = Field(default=50, ge=1, description="steps between two validations and checkpoints")
+    epoch_steps: int = Field(default=100, ge=1, description="steps between two validations and checkpoints")
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=2e-3, gt=0)
     weight_decay: float = Field(default=1e-2, ge=0)
     schedule: Literal["poly", "cosine", "constant"] = "cosine"
     warmup_steps: int = Field(default=50, ge=0)
@@ -133,7 +137,7 @@ class TrainingSettings(Section):
         default=None, ge=0, description="loader processes; default: processors - 1, at most 8"
     )
     validation_patches: int = Field(
-        default=64, ge=1, description="fixed patches of the validation cases seen every epoch"
+        default=32, ge=1, description="fixed patches of the validation cases seen every epoch"
     )
     select: Literal["best", "last"] = Field(
         default="best", description="weights kept: best by validation Dice, or the last"

@@ -83,9 +83,9 @@ class OneClassSVM(OutlierMixin, BaseEstimator):
         fitted = svm.OneClassSVM(
             kernel="rbf",
             nu=self.nu,
-            gamma=self.gamma,
+            gamma=self.gamma,  # type: ignore[arg-type]
             tol=self.tol,
-            max_iter=self.max_iter,  # type: ignore[arg-type]
+            max_iter=self.max_iter,
         ).fit(X)
         self.support_ = fitted.support_
         self.support_vectors_ = fitted.support_vectors_

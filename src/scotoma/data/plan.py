@@ -28,7 +28,7 @@ ANISOTROPIC = 3.0
 """A slice axis this many times coarser than the plane is not treated like the others."""
 
 _LARGEST_PATCH = {2: 512, 3: 192}
-_CPU_VOXELS = 2**19
+_CPU_VOXELS = 2**18
 _GPU_GIB, _CPU_GIB = 8.0, 3.0
 
 
@@ -46,6 +46,7 @@ class NetworkPlan(BaseModel):
     kernels: list[list[int]]
     deep_supervision: bool
     dropout: float
+    feature_selection: list[str] = []
 
     @property
     def divisor(self) -> list[int]:
@@ -220,6 +221,7 @@ def make_plan(
             kernels=kernels,
             deep_supervision=net.deep_supervision and net.architecture in ("unet", "resunet"),
             dropout=net.dropout,
+            feature_selection=net.feature_selection,
         )
 
     if wanted.patch is not None:

@@ -107,6 +107,7 @@ def build_segmenter(
     kernels: Sequence[Sequence[int]] | None = None,
     deep_supervision: bool = False,
     dropout: float = 0.0,
+    feature_selection: Sequence[str] = (),
 ) -> Segmenter:
     """Build one of the segmentation networks.
 
@@ -121,6 +122,8 @@ def build_segmenter(
         kernels: per stage and axis; default 3.
         deep_supervision: logits at every decoder stage but the coarsest two while training. Only for U-Nets.
         dropout: share of features dropped in every block.
+        feature_selection: stages followed by an `UncertaintyFeatureSelection`, such as "decoder" or
+            "encoder.2" (see `insert_feature_selection`). Not for SwinUNETR.
 
     Returns:
         (B, M, *S) -> logits (B, C, *S).
@@ -143,6 +146,14 @@ def build_segmenter(
             f"{stages} stages of features, but {len(strides)} strides and {len(kernels)} kernels"
         )
     stem = strides[0]
+
+    def select(segmenter: Segmenter) -> Segmenter:
+        if feature_selection:
+            from scotoma.networks.feature_selection import insert_feature_selection
+
+            insert_feature_selection(segmenter, feature_selection)
+        return segmenter
+
     if architecture in ("unet", "resunet"):
         network, heads = _unet(
             architecture,
@@ -161,7 +172,7 @@ def build_segmenter(
         # Heads that give no logits must not wait for gradients: DDP would refuse them.
         for name in heads[: min(1, len(heads) - 1) if deep_supervision else len(heads) - 1]:
             network.get_submodule(name).requires_grad_(False)
-        return Segmenter(network, classes, stem, divisor, heads, deep_supervision)
+        return select(Segmenter(network, classes, stem, divisor, heads, deep_supervision))
     if math.prod(stem) != 1:
         raise ValueError(f"{architecture} has no strided stem; set network.stem to 1")
     if architecture == "segresnet":
@@ -178,7 +189,8 @@ def build_segmenter(
             blocks_down=down,
             blocks_up=(1,) * (len(down) - 1),
         )
-        return Segmenter(network, classes, stem, [2 ** (len(down) - 1)] * dims, ["conv_final.2.conv"], False)
+        divisor = [2 ** (len(down) - 1)] * dims
+        return select(Segmenter(network, classes, stem, divisor, ["conv_final.2.conv"], False))
     if architecture == "swinunetr":
         from monai.networks.nets.swin_unetr import SwinUNETR
 
@@ -191,7 +203,7 @@ def build_segmenter(
             spatial_dims=dims,
             use_v2=True,
         )
-        return Segmenter(network, classes, stem, [32] * dims, ["out.conv.conv"], False)
+        return select(Segmenter(network, classes, stem, [32] * dims, ["out.conv.conv"], False))
     raise ValueError(f"no architecture '{architecture}': unet, resunet, segresnet or swinunetr")
 
 

@@ -19,7 +19,6 @@ from scotoma.data.sampling import VALIDATION_EPOCH, EpochSampler, PatchDataset
 from scotoma.errors import SettingsError
 from scotoma.files import write_json
 from scotoma.losses import Objective
-from scotoma.networks.segmenter import Segmenter
 from scotoma.training.callbacks import CollapseAlarm, KeepWeights, MetricsTable, SaveEveryEpoch
 from scotoma.training.checkpoint import SafetensorsCheckpointIO
 from scotoma.training.engine import EarlyStopping, TensorBoardLogger, Trainer
@@ -27,6 +26,9 @@ from scotoma.training.module import SegmentationModule
 from scotoma.training.run import RunFolder, new_segmenter
 
 log = logging.getLogger("scotoma")
+
+_HINDRANCE = 1.3
+"""On a processor, loading and training hinder each other by this much (measured on two cores)."""
 
 
 def fit(
@@ -64,12 +66,7 @@ def fit(
     epoch_steps = min(training.epoch_steps, training.steps)
     # Whole epochs, so that the last weights have been validated.
     steps = -(-training.steps // epoch_steps) * epoch_steps
-    torch.manual_seed(settings.seed)
-    segmenter = new_segmenter(plan)
-    if settings.network.prior_bias:
-        segmenter.set_prior(class_prior(train, len(plan.classes)))
-    objective = build_objective(settings, plan)
-    module = SegmentationModule(segmenter, objective, settings, steps, plan.classes)
+    module = build_module(settings, plan, train, steps)
 
     collapse = CollapseAlarm(training.collapse_patience)
     keep = KeepWeights(run.best, training.select)
@@ -127,19 +124,62 @@ def fit(
         )
 
 
+def build_module(
+    settings: Settings, plan: Plan, train: Sequence[CachedCase], total_steps: int
+) -> SegmentationModule:
+    """Segmenter and objective with fresh weights, decided by the seed.
+
+    Raises:
+        SettingsError: an objective whose settings contradict each other, or do not fit the network.
+    """
+    torch.manual_seed(settings.seed)
+    try:
+        segmenter = new_segmenter(plan)
+    except ValueError as error:
+        raise SettingsError(f"network: {error}.") from None
+    if settings.network.prior_bias:
+        segmenter.set_prior(class_prior(train, len(plan.classes)))
+    objective = build_objective(settings, plan)
+    contrast = contrasted_stages(plan) if objective.dragsaw is not None else []
+    return SegmentationModule(segmenter, objective, settings, total_steps, plan.classes, contrast)
+
+
 def build_objective(settings: Settings, plan: Plan) -> Objective:
     """The objective that the settings describe.
 
     Raises:
         SettingsError: unknown or contradicting settings.
     """
+    content = dict(settings.objective)
+    if content.get("dragsaw") and content.get("dragsaw_cross_level"):
+        stages = [int(name.rsplit(".", 1)[1]) for name in contrasted_stages(plan)]
+        content.setdefault("dragsaw_channels", [plan.network.features[n] for n in stages])
     try:
-        return Objective(len(plan.classes), **settings.objective)
+        return Objective(len(plan.classes), **content)
     except (TypeError, ValueError) as error:
         text = str(error).replace(
             "Objective.__init__() got an unexpected keyword argument", "unknown setting"
         )
         raise SettingsError(f"objective: {text}.") from None
+
+
+def contrasted_stages(plan: Plan) -> list[str]:
+    """The encoder stages whose strides are nearest 4 and 8, where the method's authors contrast features.
+
+    Raises:
+        SettingsError: the network is no U-Net.
+    """
+    if plan.network.architecture not in ("unet", "resunet"):
+        raise SettingsError(
+            f"objective.dragsaw: {plan.network.architecture} has no encoder stages to contrast;"
+            " set network.architecture to unet or resunet."
+        )
+    strides, total = [], 1.0
+    for stride in plan.network.strides:
+        total *= max(stride)
+        strides.append(total)
+    nearest = {min(range(len(strides)), key=lambda n: abs(strides[n] - wanted)) for wanted in (4, 8)}
+    return [f"network.encoder.stages.{n}" for n in sorted(nearest)]
 
 
 def class_prior(cases: Sequence[CachedCase], classes: int) -> list[float]:
@@ -201,28 +241,33 @@ def loader_workers(wanted: int | None) -> int:
     return max(0, min(8, processors - 1))
 
 
-def time_steps(
-    settings: Settings, plan: Plan, train: Sequence[CachedCase], segmenter: Segmenter | None = None
-) -> float:
-    """Seconds of one training step on this machine, loading included: median of a few after warming up."""
-    segmenter = segmenter or new_segmenter(plan)
-    objective = build_objective(settings, plan)
-    patches = PatchDataset(
-        train, plan, seed=1, foreground_share=settings.training.foreground_share, augment=False
-    )
+def time_steps(settings: Settings, plan: Plan, train: Sequence[CachedCase]) -> float:
+    """Seconds of a training step on this machine, with its share of loading and of the validations.
+
+    Loading counts in full although other processes do it: on a processor they take their time from training.
+    Median of a few steps after warming up.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    segmenter.to(device).train()
-    optimizer = torch.optim.SGD(segmenter.parameters(), lr=1e-9)
+    module = build_module(settings, plan, train, total_steps=1).to(device).train()
+    training = settings.training
+    patches = PatchDataset(
+        train, plan, seed=1, foreground_share=training.foreground_share, augment=training.augmentation
+    )
+    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=1e-9)
     times = []
-    for step in range(8):
-        items = [patches[(0, step * plan.batch + n)] for n in range(plan.batch)]
-        image = torch.stack([item["image"] for item in items]).to(device)
-        label = torch.stack([item["label"] for item in items]).to(device)
+    for step in range(9):
         start = time.perf_counter()
+        items = [patches[(0, step * plan.batch + n)] for n in range(plan.batch)]
+        batch = {key: torch.stack([item[key] for item in items]).to(device) for key in ("image", "label")}
         optimizer.zero_grad()
-        objective(segmenter(image), label, image=image).backward()
+        with torch.autocast(device.type, torch.bfloat16, enabled=training.precision != "32"):
+            loss = module.loss(batch)
+        loss.backward()
         optimizer.step()
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    return sorted(times[3:])[2]
+    step_seconds = sorted(times[4:])[2]
+    # A validation batch is a forward pass, about a third of a step.
+    validations = training.validation_patches / plan.batch / 3 / training.epoch_steps
+    return step_seconds * (1 + validations) * (1.0 if device.type == "cuda" else _HINDRANCE)

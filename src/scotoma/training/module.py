@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from scotoma.config import Settings
 from scotoma.data.labels import IGNORE
 from scotoma.errors import ScotomaError
-from scotoma.losses import NonFiniteLossError, Objective
+from scotoma.losses import FeatureCollector, NonFiniteLossError, Objective
 from scotoma.networks.segmenter import Segmenter
 from scotoma.training.engine import LightningModule
 
@@ -25,6 +26,7 @@ class SegmentationModule(LightningModule):
         settings: section `training`, and the seed.
         total_steps: optimiser steps of the whole run, which schedules and ramps follow.
         classes: names, background first.
+        contrast: names of the segmenter's parts whose features the objective contrasts.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class SegmentationModule(LightningModule):
         settings: Settings,
         total_steps: int,
         classes: list[str],
+        contrast: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.segmenter = segmenter
@@ -41,6 +44,7 @@ class SegmentationModule(LightningModule):
         self.settings = settings
         self.total_steps = total_steps
         self.classes = classes
+        self._features = FeatureCollector(segmenter, contrast) if contrast else None
         self.register_buffer("_counts", torch.zeros(3, len(classes)), persistent=False)
         self._counts: Tensor
 
@@ -51,11 +55,17 @@ class SegmentationModule(LightningModule):
         # Dropout and the like depend on the epoch alone, so a resumed run draws the same.
         torch.manual_seed(self.settings.seed * 1_000_003 + self.current_epoch * 1009 + self.global_rank)
 
+    def loss(self, batch: dict[str, Any]) -> Tensor:
+        """The objective on a batch of images (B, M, *S) and labels (B, *S)."""
+        logits = self.segmenter(batch["image"])
+        features = self._features.take() if self._features else None
+        image = to_unit_range(batch["image"]) if self.objective.content is not None else None
+        return self.objective(logits, batch["label"], image=image, features=features)
+
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         self.objective.progress = min(1.0, self.global_step / max(1, self.total_steps))
-        logits = self.segmenter(batch["image"])
         try:
-            loss = self.objective(logits, batch["label"], image=batch["image"])
+            loss = self.loss(batch)
         except NonFiniteLossError as error:
             raise ScotomaError(
                 f"step {self.global_step}: the loss term '{error.term}' is not finite (cases"
@@ -125,3 +135,11 @@ class SegmentationModule(LightningModule):
         if training.schedule == "poly":
             return max(1 - progress, 1e-8) ** 0.9
         return max(0.5 * (1 + math.cos(math.pi * progress)), 1e-4)
+
+
+def to_unit_range(image: Tensor) -> Tensor:
+    """Every image and channel of (B, M, *S) brought to [0, 1], which the content loss needs: masking by
+    multiplication says nothing where an intensity is 0 and is mirrored below."""
+    axes = tuple(range(2, image.ndim))
+    low, high = image.amin(axes, keepdim=True), image.amax(axes, keepdim=True)
+    return (image - low) / (high - low).clamp_min(1e-6)

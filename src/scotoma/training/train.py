@@ -223,7 +223,7 @@ def _train_one(
     train_cases, validation_cases = prepared(split.train), prepared(split.validation)
     if settings.training.minutes is not None and not run.config.is_file():
         seconds = time_steps(settings, plan, train_cases)
-        settings.training.steps = max(20, int(settings.training.minutes * 60 / (seconds * 1.1)))
+        settings.training.steps = max(20, int(settings.training.minutes * 60 / seconds))
         settings.training.minutes = None
         log.info("a step takes %.3f s: %d steps", seconds, settings.training.steps)
     if _first_process():

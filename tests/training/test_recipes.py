@@ -1,0 +1,99 @@
+"""Every recipe trains, in two and three dimensions, in half precision, resumed, and on two processes."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import QUICK
+from scotoma.config import load_settings, recipe_names
+from scotoma.data.plan import read_plan
+from scotoma.errors import SettingsError
+from scotoma.training.callbacks import SaveEveryEpoch
+from scotoma.training.fit import build_module, contrasted_stages
+from scotoma.training.module import to_unit_range
+from scotoma.training.train import train
+
+TERMS = {
+    "baseline": {"ce", "dice"},
+    "missing-lesions": {"lopsided", "bootstrapped_share"},
+    "noisy-pixels": {"ce", "dice", "trimmed_share", "kept_images"},
+    "rare-target": {"ce", "dice", "content", "content_weight"},
+    "few-labels": {"ce", "dice", "dragsaw"},
+}
+
+
+def settings_of(recipe, **changes):
+    return load_settings(recipe, overrides={**QUICK, "training.steps": 4, **changes})
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+@pytest.mark.parametrize("kind", ["pictures", "volumes"])
+def test_recipe_trains_and_logs_its_terms(recipe, kind, request, tmp_path):
+    data = request.getfixturevalue(kind)
+    run = train(data, settings_of(recipe, **{"training.precision": "bf16-mixed"}), tmp_path / "run")
+    rows = list(csv.DictReader((run / "metrics.csv").open()))
+    assert {f"train_{term}" for term in TERMS[recipe]} <= set(rows[-1])
+    assert all(float(rows[-1][f"train_{term}"]) >= 0 for term in TERMS[recipe])
+    assert (run / "validation" / "evaluation.json").is_file()
+
+
+@pytest.mark.parametrize("recipe", ["noisy-pixels", "rare-target", "few-labels"])
+def test_recipe_resumes_where_it_was(recipe, pictures, tmp_path, monkeypatch):
+    """Interrupted between two epochs: the image queue and the calibrated weight go on too."""
+    whole = train(pictures, settings_of(recipe), tmp_path / "whole")
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(self, trainer, module):
+        save(self, trainer, module)
+        raise Interrupted
+
+    save = SaveEveryEpoch.on_train_epoch_end
+    with monkeypatch.context() as patch:
+        patch.setattr(SaveEveryEpoch, "on_train_epoch_end", interrupt)
+        with pytest.raises(Interrupted):
+            train(pictures, settings_of(recipe), tmp_path / "part")
+    assert not (tmp_path / "part" / "model.safetensors").exists()
+    part = train(pictures, settings_of(recipe), tmp_path / "part", resume=True)
+    first, second = (load_file(p / "checkpoints" / "last.safetensors") for p in (whole, part))
+    assert first.keys() == second.keys()
+    # Empty places of the image queue are NaN.
+    assert all(torch.equal(first[k].nan_to_num(-1), second[k].nan_to_num(-1)) for k in first)
+
+
+def test_contrast_takes_the_stages_near_strides_4_and_8(volumes, tmp_path):
+    run = train(volumes, settings_of("few-labels", **{"network.depth": 4}), tmp_path / "run")
+    plan = read_plan(run / "plan.json")
+    assert contrasted_stages(plan) == ["network.encoder.stages.1", "network.encoder.stages.2"]
+    assert plan.network.feature_selection == ["decoder"]
+    wrong = plan.model_copy(update={"network": plan.network.model_copy(update={"architecture": "segresnet"})})
+    with pytest.raises(SettingsError, match="no encoder stages to contrast"):
+        contrasted_stages(wrong)
+
+
+def test_a_stage_that_is_not_there_is_a_settings_error(pictures, tmp_path):
+    changes = {"network.feature_selection": ["decoder.9"]}
+    with pytest.raises(SettingsError, match=r"decoder\.9"):
+        train(pictures, settings_of("baseline", **changes), tmp_path / "run")
+
+
+def test_the_frozen_extractor_is_no_part_of_what_is_trained(pictures, tmp_path):
+    run = train(pictures, settings_of("rare-target"), tmp_path / "run")
+    module = build_module(settings_of("rare-target"), read_plan(run / "plan.json"), [], 1)
+    trained = {name for name, p in module.named_parameters() if p.requires_grad}
+    assert trained
+    assert all(name.startswith("segmenter.") for name in trained)
+    assert not any("extractor" in name for name in load_file(run / "model.safetensors"))
+
+
+def test_unit_range():
+    image = torch.randn(2, 3, 4, 5) * 9 - 4
+    scaled = to_unit_range(image)
+    assert scaled.amin((2, 3)).eq(0).all()
+    torch.testing.assert_close(scaled.amax((2, 3)), torch.ones(2, 3))
+    assert to_unit_range(torch.zeros(1, 1, 3, 3)).eq(0).all()
