@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from conftest import QUICK, write_blobs
+from small_data import QUICK, write_blobs
 
 
 def scotoma(*arguments, code=0):

@@ -29,7 +29,7 @@ def plan():
 
 @pytest.fixture
 def cases(tmp_path):
-    from conftest import write_blobs
+    from small_data import write_blobs
 
     return open_dataset(write_blobs(tmp_path / "data", cases=3, size=32)).train
 

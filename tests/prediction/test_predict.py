@@ -249,6 +249,8 @@ def test_one_bad_image_never_costs_the_others(tmp_path):
     assert set(content) == {"label_map", "recipe", "run", "scotoma", "cases", "failed"}
     assert content["failed"] == done.failed
     assert content["cases"]["a_good"] == {
+        "patient": "a_good",
+        "annotated": None,
         "images": [str(images / "a_good.nii.gz")],
         "prediction": "a_good.nii.gz",
         "probabilities": None,

@@ -12,7 +12,6 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
 
-from conftest import QUICK
 from scotoma.config import load_settings
 from scotoma.data.plan import read_plan
 from scotoma.data.preprocess import preprocess
@@ -21,6 +20,7 @@ from scotoma.data.splits import read_split
 from scotoma.training.fit import build_objective
 from scotoma.training.run import new_segmenter
 from scotoma.training.train import open_data, train
+from small_data import QUICK
 
 
 def gradients(data, run, rank, world, recipe):

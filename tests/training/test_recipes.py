@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import QUICK
 from scotoma.config import load_settings, recipe_names
 from scotoma.data.plan import read_plan
 from scotoma.errors import SettingsError
@@ -16,6 +15,7 @@ from scotoma.training.callbacks import SaveEveryEpoch
 from scotoma.training.fit import build_module, contrasted_stages
 from scotoma.training.module import to_unit_range
 from scotoma.training.train import train
+from small_data import QUICK
 
 TERMS = {
     "baseline": {"ce", "dice"},

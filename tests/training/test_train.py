@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import QUICK
 from scotoma.config import load_settings
 from scotoma.errors import InputError, SettingsError
 from scotoma.training.train import train
+from small_data import QUICK
 
 
 def quick(**changes):
