@@ -147,6 +147,29 @@ def test_corrupt_then_check(volumes, tmp_path):
     assert b["lesions"] == pytest.approx(a["lesions"] / 2, abs=1)
 
 
+def test_objects_stay_objects_when_half_of_them_are_hidden(tmp_path):
+    """Instance ids with gaps would look like class values."""
+    from PIL import Image
+
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    (tmp_path / "data" / "labels").mkdir()
+    rng = np.random.default_rng(0)
+    for n in range(12):
+        mask = np.zeros((64, 64), np.uint8)
+        for number in range(6 + 2 * n):
+            row, column = divmod(number, 8)
+            mask[8 * row + 1 : 8 * row + 6, 8 * column + 1 : 8 * column + 6] = number + 1
+        picture = (60 + 100 * (mask > 0) + rng.integers(0, 20, mask.shape)).astype(np.uint8)
+        Image.fromarray(picture).save(tmp_path / "data" / "images" / f"c{n:02}.png")
+        Image.fromarray(mask).save(tmp_path / "data" / "labels" / f"c{n:02}.png")
+    scotoma("corrupt", tmp_path / "data", "-o", tmp_path / "hidden", "--missing-lesions", "0.5")
+    before, after = (json.loads(scotoma("check", tmp_path / d, "--json").stdout) for d in ("data", "hidden"))
+    assert before["label_map"]["instances"]
+    assert after["label_map"]["instances"]
+    (a,), (b,) = (found["fingerprint"]["classes"].values() for found in (before, after))
+    assert 0.3 * a["lesions"] < b["lesions"] < 0.7 * a["lesions"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [

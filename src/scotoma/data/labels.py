@@ -210,7 +210,8 @@ def _looks_like_instances(sets: list[frozenset[int]]) -> str | None:
     if any(v < 0 for s in found for v in s):
         return None
     most = max(len(s) for s in found)
-    if most < _MANY_OBJECTS or (len(found) > 1 and len(set(found)) <= len(found) // 4):
+    # Classes give few different sets of values; ids give one for every count of objects.
+    if most < _MANY_OBJECTS or (len(found) > 1 and len(set(found)) <= min(len(found) // 4, 8)):
         return None
     consecutive = sum(max(s) <= 1.25 * len(s) for s in found)
     if len(found) == 1 or consecutive < 0.8 * len(found):

@@ -141,7 +141,7 @@ def corrupt_dataset(
             if pixels is not None:
                 fault.flip(pixels)
             cases[case.id] = fault.record | {"changed_voxels": int((fault.raw != mask.array).sum())}
-            new = _write(mask, fault.raw, dataset.root, building)
+            new = _write(mask, fault.written(), dataset.root, building)
             renamed[os.path.relpath(str(case.label), dataset.root)] = os.path.relpath(new, building)
         copy_description(dataset, building, dropped, renamed)
         report = {
@@ -225,6 +225,14 @@ class _Fault:
             values = np.array(self.label_map.written())
             self.raw[changed] = values[objects[changed]]
         self.class_map = self.label_map.apply(self.raw)
+
+    def written(self) -> np.ndarray:
+        """The values to write: object ids counted from 1 anew, since gaps would betray the missing ones."""
+        if not self.label_map.instances or "removed" not in self.record:
+            return self.raw
+        ids, counted = np.unique(self.raw, return_inverse=True)
+        first = 0 if ids[0] == 0 else 1
+        return (counted.reshape(self.raw.shape) + first).astype(self.raw.dtype)
 
     def lose_lesions(self, removed: np.ndarray, mask: Mask) -> None:
         labels, sizes = find_lesions(
