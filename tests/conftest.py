@@ -1,9 +1,14 @@
 """Shared by all tests: where real data lies, and quiet threads."""
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+# One thread per test process, and in what it starts: several processes share the processors.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
