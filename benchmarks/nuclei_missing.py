@@ -3,7 +3,8 @@
     python benchmarks/nuclei_missing.py [--steps 400] [--seeds 3] [--by random] [--work FOLDER]
 
 Three trainings of equal length per seed: `baseline` on all labels, `baseline` and `missing-lesions` on the
-same incomplete ones, with a U-Net of half the usual width. All are judged on the full masks of the last fifth of the images.
+same incomplete ones, with a U-Net of half the usual width. All are judged on the full masks of the last
+fifth of the images.
 """
 
 from __future__ import annotations

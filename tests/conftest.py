@@ -1,7 +1,5 @@
 """Shared by all tests: where real data lies, and quiet threads."""
 
-# ruff: noqa: E402
-
 from __future__ import annotations
 
 import os
