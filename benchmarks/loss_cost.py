@@ -3,9 +3,10 @@
     python benchmarks/loss_cost.py [--repeats 15] [--threads 1] [--out benchmarks/results]
 
 Time: median over interleaved repeats in one process, so that a busy machine slows all alike; with one
-thread it is the processor time, which other programs hardly touch, with several the time on the wall. Memory: peak of
-the process's resident memory above what was there before the call, in a second process whose allocator gives
-every block back at once (Linux only). Auxiliary terms are given as their share of a training step.
+thread it is the processor time, which other programs hardly touch, with several the time on the wall.
+Memory: peak of the process's resident memory above what was there before the call, in a second process
+whose allocator gives every block back at once (Linux only). Auxiliary terms are given as their share of a
+training step.
 """
 
 from __future__ import annotations
