@@ -72,7 +72,8 @@ def main() -> None:
     lines = [
         "# One-class SVM scoring\n",
         f"{arguments.queries} float64 queries, {DIMENSIONS} dimensions, {threads} threads; "
-        f"on one thread, n = 500, nu .03: {single['ratio']:.0f} times faster. Difference: the largest, as a share of the range.\n",
+        f"on one thread, n = 500, nu .03: {single['ratio']:.0f} times faster. "
+        "Difference: the largest, as a share of the range.\n",
         "| nu | samples | support vectors | scikit-learn (s) | ours (s) | times faster | difference |",
         "|---|---|---|---|---|---|---|",
     ]
