@@ -73,6 +73,10 @@ class Augmentation:
                 *gamma,
             ]
         )
+        # One generator for all, since seeding one for each transform takes longer than the transforms.
+        self._random = np.random.RandomState()
+        for transform in (*self._spatial.transforms, *self._intensity.transforms):
+            transform.set_random_state(state=self._random)  # type: ignore[union-attr]
 
     def __call__(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Change a patch.
@@ -85,8 +89,7 @@ class Augmentation:
         from monai.data.meta_obj import set_track_meta
 
         set_track_meta(False)
-        self._spatial.set_random_state(seed)
-        self._intensity.set_random_state((seed + 1) % 2**32)
+        self._random.seed(seed)
         # Zeros are what the affine pads with, so the label is shifted to make zero mean "ignore".
         pair: Any = self._spatial({"image": image, "label": label[None].float() - IGNORE})
         image = torch.as_tensor(self._intensity(pair["image"]), dtype=torch.float32)

@@ -21,6 +21,8 @@ from scotoma.data.preprocess import CachedCase
 VALIDATION_EPOCH = 2**31
 """The epoch number of the fixed validation patches, which no training run reaches."""
 
+_OPEN_CASES = 512
+
 
 class PatchDataset(Dataset):
     """Patches cut from preprocessed cases; items are asked for by (epoch, number).
@@ -48,6 +50,7 @@ class PatchDataset(Dataset):
         ]
         self.foreground = [c for c in range(1, len(plan.classes)) if self.holders[c]]
         self._points: dict[int, dict[int, np.ndarray]] = {}
+        self._maps: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._augment = None
         if augment:
             kinds = {channel.kind for channel in plan.normalisation}
@@ -80,7 +83,7 @@ class PatchDataset(Dataset):
             start = rng.integers(0, np.maximum(shape - patch, 0) + 1)
         # A case smaller than the patch lies in its middle.
         start = np.where(shape > patch, np.clip(start, 0, np.maximum(shape - patch, 0)), (shape - patch) // 2)
-        image, label = self._cut(case, start)
+        image, label = self._cut(index, start)
         if self._augment is not None:
             image, label = self._augment(image, label, int(rng.integers(2**32)))
         return {"image": image, "label": label, "case": index, "id": case.id}
@@ -90,12 +93,25 @@ class PatchDataset(Dataset):
             self._points[index] = self.cases[index].points()
         return self._points[index]
 
-    def _cut(self, case: CachedCase, start: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    def _maps_of(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image and label, memory-mapped; opening the files takes longer than cutting a small patch."""
+        if index not in self._maps:
+            if len(self._maps) >= _OPEN_CASES:
+                self._maps.clear()
+            self._maps[index] = (self.cases[index].image(), self.cases[index].label())
+        return self._maps[index]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A map sent to a worker process would arrive as a copy of the whole case.
+        return {**self.__dict__, "_maps": {}}
+
+    def _cut(self, index: int, start: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         patch, context = self.plan.patch, self.plan.context
-        label = _crop(case.label()[None], start, patch, IGNORE)[0]
+        stored_image, stored_label = self._maps_of(index)
+        label = _crop(stored_label[None], start, patch, IGNORE)[0]
         wide_start = start - np.array([context, 0, 0])
         wide_patch = (patch[0] + 2 * context, patch[1], patch[2])
-        image = _crop(case.image(), wide_start, wide_patch, 0)
+        image = _crop(stored_image, wide_start, wide_patch, 0)
         if self.plan.network.dims == 2:
             image = image.reshape(-1, patch[1], patch[2])
             label = label[0]
