@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from scotoma.config import load_settings
 from scotoma.errors import InputError, SettingsError
+from scotoma.prediction.predict import predict_folder
 from scotoma.training.train import train
 from small_data import QUICK
 
@@ -114,6 +115,11 @@ def test_volumes_all_folds(volumes, tmp_path):
     )
     tested = [json.loads((out / f"fold_{n}" / "splits.json").read_text())["validation"] for n in range(2)]
     assert sorted(tested[0] + tested[1]) == [f"case{n:02}" for n in range(6)]
+    plans = [(out / f"fold_{n}" / "plan.json").read_text() for n in range(2)]
+    assert plans[0] == plans[1]
+    found = predict_folder(out, volumes / "images", tmp_path / "averaged")
+    assert len(found.written) == 6
+    assert not found.failed
 
 
 def test_a_time_budget_becomes_steps(volumes, tmp_path):

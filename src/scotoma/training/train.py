@@ -84,6 +84,10 @@ def train(
         settings.save(run.config)
         labelled = [case for case in dataset.train if case.label is not None]
         patients = len({case.patient or case.id for case in labelled})
+        # One plan, since only models that see an image the same way can be averaged.
+        if plan_file is None and not run.plan.is_file():
+            plan_for(dataset, settings, labelled, label_map, result).save(run.plan)
+        plan_file = plan_file or run.plan
         for fold in range(min(settings.split.folds, patients)):
             one = settings.model_copy(deep=True)
             one.split.fold = fold
