@@ -9,10 +9,10 @@ from __future__ import annotations
 import difflib
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from scotoma.errors import SettingsError
 from scotoma.files import write_text
@@ -162,6 +162,82 @@ class PredictionSettings(Section):
     flips: bool = Field(default=False, description="average over inputs mirrored along the plan's flips")
 
 
+class AnomalySettings(Section):
+    """Segmentation without labels. The numbers of the method stand in its recipe, not here."""
+
+    mode: Literal["patient", "controls", "localized"] = Field(
+        description="whose voxels the one-class SVM is fitted to: the patient's own, the normal cases', or,"
+        " one machine per voxel, the normal cases' at that place"
+    )
+    patch: int = Field(ge=9, description="side of the patches in voxels: 9, 15, 21, ...")
+    filters: tuple[int, int, int] = Field(description="widths of the encoder's first three convolutions")
+    latent: int = Field(ge=1, description="length of the latent vectors")
+    dimensions: Literal[2, 3] = Field(description="2 for patches in a slice, 3 for cubes")
+    epochs: int = Field(ge=1, description="passes over the normal cases; a fresh partner for each in every one")
+    locations: int = Field(ge=1, description="patches drawn of each case in an epoch")
+    batch: int = Field(ge=2, description="pairs per step")
+    learning_rate: float = Field(gt=0, description="of Adam")
+    cosine_weight: float = Field(ge=0, description="of the similarity of a pair's latent vectors in the loss")
+    fits: int = Field(ge=1, description="machines whose decisions are averaged")
+    samples: int = Field(ge=2, description="voxels each machine is fitted to")
+    nu: float = Field(gt=0, le=1, description="of the machines")
+    latent_weight: float = Field(ge=0, description="of the latents beside the other features; 0: left out")
+    centre_sigmas: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        description="widths, in voxels, at which intensities at the patch's centre are features; [] for none"
+    )
+    residual: bool = Field(description="take the error of the reconstruction as a feature")
+    standardise: Literal["none", "patient", "location"] = Field(
+        description="features as they are, standardised within the patient, or by what is normal at the place"
+    )
+    trim: float = Field(ge=0, lt=1, description="share of the voxels, the most anomalous, left out in a refit")
+    brain: str = Field(
+        default="auto",
+        description="what is scored: 'nonzero' voxels, an 'estimate', the 'whole' image, 'auto' for one of the"
+        " first two, or masks: a folder (of that name beside the images, or a path), or in case folders the"
+        " stem of the file",
+    )
+    exclude: str = Field(
+        default="none",
+        description="what is scored at the minimum: 'none', an estimate of the cerebrospinal fluid ('csf'), or"
+        " masks, named as for 'brain'",
+    )
+    registered: Literal["auto", "yes", "no", "align"] = Field(
+        default="auto",
+        description="whether equal voxels of different cases show the same place: 'yes', 'no' (no pairs),"
+        " 'align' them first, or 'auto' by their grids",
+    )
+    scaling: Literal["auto", "percentiles", "unit"] = Field(
+        default="auto",
+        description="of intensities: 1st to 99th 'percentiles' inside the brain, or the 'unit' range of the file"
+        " type; 'auto' takes the latter for pictures of eight bits",
+    )
+    threshold: float = Field(
+        gt=0, lt=1, description="share of the held-out normal cases' voxels that lie below a mask's threshold"
+    )
+    candidate_threshold: float = Field(gt=0, lt=1, description="the same for the list of candidate lesions")
+    candidate_voxels: int = Field(ge=1, description="smallest connected piece in a mask and in the list")
+
+    @field_validator("patch")
+    @classmethod
+    def _fits(cls, value: int) -> int:
+        if value % 6 != 3:
+            raise ValueError("a patch is 9 voxels wide plus a multiple of 6 (15, 21, 27, ...)")
+        return value
+
+    @field_validator("filters")
+    @classmethod
+    def _wide(cls, value: tuple[int, int, int]) -> tuple[int, int, int]:
+        if min(value) < 1:
+            raise ValueError("the widths of three convolutions, each at least 1")
+        return value
+
+    @model_validator(mode="after")
+    def _some_feature(self) -> AnomalySettings:
+        if not (self.latent_weight or self.centre_sigmas or self.residual):
+            raise ValueError("no feature is left; set latent_weight, centre_sigmas or residual")
+        return self
+
+
 class Settings(Section):
     """Everything a run can be told."""
 
@@ -178,6 +254,9 @@ class Settings(Section):
     objective: dict[str, Any] = Field(default_factory=dict)
     training: TrainingSettings = Field(default_factory=TrainingSettings)
     prediction: PredictionSettings = Field(default_factory=PredictionSettings)
+    anomaly: AnomalySettings | None = Field(
+        default=None, description="of recipes that learn from normal cases alone; None: of the others"
+    )
 
     def save(self, path: Path) -> None:
         write_text(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
@@ -219,6 +298,15 @@ def load_settings(
             there = f"there are: {', '.join(variants)}." if variants else "it has none."
             raise SettingsError(f"the recipe '{Path(chosen).stem}' has no variant '{variant}'; {there}")
         _merge(merged, variants[variant])
+    without_labels = merged.get("anomaly") is not None
+    if content.get("anomaly", ...) is None:
+        # as the saved settings of another recipe say; it is the recipe that decides
+        del content["anomaly"]
+    if not without_labels and ("anomaly" in content or any(n.split(".")[0] == "anomaly" for n, _ in pairs)):
+        raise SettingsError(
+            f"anomaly.*: the recipe '{Path(chosen).stem}' learns from labels and has no such settings;"
+            " choose --recipe no-labels."
+        )
     _merge(merged, content)
     merged["recipe"] = Path(chosen).stem
     for name, value in pairs:
@@ -296,14 +384,18 @@ def _explain(error: ValidationError, source: str) -> str:
         close = difflib.get_close_matches(where, _setting_names(Settings), 1, 0.5)
         hint = f"did you mean '{close[0]}'?" if close else "`scotoma train --help` names the settings."
         return f"{source}: unknown setting '{where}'; {hint}"
-    return f"{source}: {where} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}."
+    if first["type"] == "missing":
+        return f"{source}: {where} is missing; take it over from the recipe this one is modelled on."
+    message = first["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
+    return f"{source}: {where}{shown}: {message[0].lower()}{message[1:]}."
 
 
 def _setting_names(model: type[BaseModel], prefix: str = "") -> list[str]:
     names = []
     for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            names += _setting_names(kind, f"{prefix}{name}.")
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                names += _setting_names(kind, f"{prefix}{name}.")
         names.append(f"{prefix}{name}")
     return names
