@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -48,10 +49,18 @@ class TrainingSettings:
 
 @dataclass
 class TrainingHistory:
-    """What happened: one entry per epoch in each list, and the epoch (from 0) whose weights were kept."""
+    """What happened: one entry per epoch in each list, and the epoch (from 0) whose weights were kept.
+
+    Attributes:
+        train: means of the loss's terms over the epoch.
+        validation: the same on held-out cases, after it.
+        seconds: of training up to its end.
+        best_epoch: see above.
+    """
 
     train: list[dict[str, float]] = field(default_factory=list)
     validation: list[dict[str, float]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list, compare=False)
     best_epoch: int = -1
 
 
@@ -72,6 +81,7 @@ def train_autoencoder(
     device: str | torch.device = "cpu",
     checkpoint: Path | None = None,
     progress: Callable[[int, int, float], None] | None = None,
+    on_epoch: Callable[[TrainingHistory], None] | None = None,
 ) -> TrainingHistory:
     """Fit an auto-encoder, in place, to patches of normal cases; the best epoch on held-out cases is kept.
 
@@ -88,6 +98,7 @@ def train_autoencoder(
         checkpoint: file that holds the state after every epoch; if it is there, training goes on from
             it, to the same weights as without the interruption.
         progress: called after every step with steps done, steps in all, and the loss.
+        on_epoch: called with the history after every epoch, before its checkpoint.
 
     Raises:
         InputError: too few cases, or cases that cannot be paired.
@@ -107,6 +118,7 @@ def train_autoencoder(
     if checkpoint is not None and checkpoint.exists():
         history, best = _resume(checkpoint, autoencoder, optimizer, settings, seed, device)
 
+    start = time.monotonic() - (history.seconds[-1] if history.seconds else 0.0)
     steps = math.ceil(len(cases) * settings.locations / settings.batch)
     total = steps * settings.epochs
     for epoch in range(len(history.train), settings.epochs):
@@ -132,10 +144,13 @@ def train_autoencoder(
                 progress(min(epoch * steps + step + 1, total), total, value)
         history.train.append({k: v / count for k, v in sums.items()})
         history.validation.append(_validate(autoencoder, held_out, settings.cosine_weight, device))
+        history.seconds.append(time.monotonic() - start)
         losses = [v["loss"] for v in history.validation]
         if losses[-1] <= min(losses):
             history.best_epoch = epoch
             best = copy.deepcopy(autoencoder.state_dict())
+        if on_epoch is not None:
+            on_epoch(history)
         if checkpoint is not None:
             _save(checkpoint, autoencoder, optimizer, settings, seed, history, best)
     if progress is not None:

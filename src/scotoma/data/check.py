@@ -250,14 +250,15 @@ def suggest_recipe(dataset: Dataset, found: Fingerprint | None) -> tuple[str | N
     """
     labelled, cases = sum(c.label is not None for c in dataset.train), len(dataset.train)
     if labelled == 0:
-        return "no-labels", f"none of the {cases} images has a mask."
+        return "no-labels", f"none of the {cases} images has a mask; it learns from normal cases alone."
     if found is None:
         return None, "no case is free of faults; repair them first."
-    if labelled < FEW_LABELLED * cases:
-        return "few-labels", f"{labelled} of {cases} images have a mask."
     present = {n: s for n, s in found.classes.items() if s.voxels}
     if not present:
-        return "baseline", "all masks are empty."
+        why = f"all {labelled} masks are empty: there are only normal cases, and it learns from those alone."
+        return "no-labels", why
+    if labelled < FEW_LABELLED * cases:
+        return "few-labels", f"{labelled} of {cases} images have a mask."
     share = found.foreground_share
     if share < EXTREME_SHARE:
         return "rare-target", f"the target fills {100 * share:.2g} % of the voxels that count."

@@ -38,7 +38,7 @@ class Dataset:
 
     Attributes:
         root: the folder.
-        layout: "nnunet", "msd", "paired" or "cases".
+        layout: "nnunet", "msd", "paired", "cases" or "images".
         train: cases to train on, sorted by id; label None where the mask is missing.
         test: cases set aside by the layout itself (imagesTs), possibly without masks.
         channel_names: as the layout names them; None when it does not (raster channels are R, G, B or grey).
@@ -61,7 +61,7 @@ _SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 _MASK_FOLDERS = ("labels", "masks")
 _LAYOUTS = (
     "expected dataset.json with imagesTr and labelsTr, or images/ beside labels/ or masks/, "
-    "or one folder per case with the channels named"
+    "or one folder per case with the channels named, or a folder of images alone"
 )
 
 
@@ -82,6 +82,7 @@ def open_dataset(
       channel (`<case>_0000.png`, or `<case>_<channel>.png` with `channels` given), or a folder with a
       DICOM series. Without a mask folder the cases have no labels.
     - **cases**: one folder per case; `channels` and `labels` name the files in it by stem.
+    - **images**: nothing but images, as `list_images` reads them; the cases have no labels.
 
     Args:
         root: the folder.
@@ -109,6 +110,13 @@ def open_dataset(
         found = _open_nnunet(root, {}, labels)
     elif (root / "images").is_dir():
         found = _open_paired(root, labels, channels)
+    elif _images_in(root) and not labels:
+        found = Dataset(
+            root,
+            "images",
+            list_images(root, channels),
+            channel_names=tuple(channels) if channels else None,
+        )
     else:
         found = _open_case_folders(root, labels, channels)
     if not found.train:

@@ -256,16 +256,22 @@ def make_plan(
     )
 
 
+def slice_axis(grids: Sequence[Grid]) -> int:
+    """Which of R, A, S (0, 1, 2) is the slice axis: the coarsest one where one is coarser, else S."""
+    from scotoma.data.resampling import canonical_grid
+
+    if grids[0].ndim == 2:
+        return 2
+    ras = np.array([canonical_grid(grid, 2).spacing for grid in grids])[:, [2, 1, 0]]
+    median = np.median(ras, axis=0)
+    return int(median.argmax()) if median.max() > 1.2 * median.min() else 2
+
+
 def _canonical_shapes(grids: Sequence[Grid]) -> tuple[int, np.ndarray, np.ndarray]:
     """The slice axis, and (cases, 3) shapes and spacings of the preprocessed cases at native spacing."""
     from scotoma.data.resampling import canonical_grid
 
-    if grids[0].ndim == 2:
-        first_axis = 2
-    else:
-        ras = np.array([canonical_grid(grid, 2).spacing for grid in grids])[:, [2, 1, 0]]
-        median = np.median(ras, axis=0)
-        first_axis = int(median.argmax()) if median.max() > 1.2 * median.min() else 2
+    first_axis = slice_axis(grids)
     turned = [canonical_grid(grid, first_axis) for grid in grids]
     return first_axis, np.array([t.shape for t in turned]), np.array([t.spacing for t in turned])
 

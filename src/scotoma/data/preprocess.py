@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -154,14 +154,19 @@ def case_key(case: Case, plan: Plan, annotated: list[int] | None) -> str:
     digest = hashlib.blake2b(
         json.dumps([_FORMAT, shaping, annotated], sort_keys=True).encode(), digest_size=16
     )
-    for path in (*case.images, *((case.label,) if case.label else ())):
+    add_files(digest, (*case.images, *((case.label,) if case.label else ())))
+    return digest.hexdigest()
+
+
+def add_files(digest: hashlib.blake2b, paths: Iterable[Path]) -> None:
+    """Add the content of files, and of all files in folders, to a digest."""
+    for path in paths:
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         for file in files:
             digest.update(b"\0file\0")
             with open(file, "rb") as stream:
                 while block := stream.read(1 << 20):
                     digest.update(block)
-    return digest.hexdigest()
 
 
 def _cache_case(job: tuple[Case, Plan, Path, list[int] | None]) -> CachedCase:

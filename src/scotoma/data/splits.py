@@ -71,7 +71,7 @@ def make_split(
         held_out = 1
     rest, aside = patients[: len(patients) - held_out], set(patients[len(patients) - held_out :])
     if len(rest) < 2:
-        raise SettingsError("training needs at least two patients with a mask, one of them to validate.")
+        raise SettingsError("training needs at least two patients to learn from, one of them to validate.")
     folds = min(folds, len(rest))
     if not 0 <= fold < folds:
         raise SettingsError(
@@ -98,7 +98,7 @@ def check_split(split: Split, cases: Sequence[Case], source: object) -> None:
     for part in ("train", "validation", "test"):
         for name in getattr(split, part):
             if name not in patient_of:
-                raise InputError(f"{source}: case '{name}' is not in the dataset, or has no mask.")
+                raise InputError(f"{source}: case '{name}' is not among the cases that can be learned from; correct the name.")
             before = home.setdefault(patient_of[name], part)
             if before != part:
                 raise InputError(f"{source}: patient '{patient_of[name]}' stands in {before} and in {part}.")

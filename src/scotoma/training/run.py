@@ -59,6 +59,21 @@ class RunFolder:
         return self.path / "checkpoints" / "last.safetensors"
 
     @property
+    def preparation(self) -> Path:
+        """Without labels: how an image becomes a case, JSON."""
+        return self.path / "preparation.json"
+
+    @property
+    def reference(self) -> Path:
+        """Without labels: the image that others are aligned to."""
+        return self.path / "reference.nii.gz"
+
+    @property
+    def controls(self) -> Path:
+        """Without labels: how the held-out normal cases score, JSON."""
+        return self.path / "controls.json"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.csv"
 
@@ -114,6 +129,12 @@ class RunFolder:
                 f"{self.weights}: does not fit the network in {self.plan}; undo the changes to the plan."
             ) from None
         return segmenter.eval()
+
+
+def is_anomaly_run(run: RunFolder | Path) -> bool:
+    """Whether a run learned from normal cases alone (recipe no-labels), so that it predicts anomaly maps."""
+    folder = run if isinstance(run, RunFolder) else RunFolder(run)
+    return folder.config.is_file() and folder.settings().anomaly is not None
 
 
 def new_segmenter(plan: Plan) -> Segmenter:
