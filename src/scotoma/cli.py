@@ -176,8 +176,11 @@ def train(
             raise typer.Exit(FAULTS) from None
     if not quiet:
         from scotoma.evaluation.evaluate import Evaluation
-        from scotoma.training.run import RunFolder
+        from scotoma.training.run import RunFolder, is_anomaly_run
 
+        if is_anomaly_run(out):
+            print(f"{out}: ready; `scotoma predict {out} IMAGES -o OUT` writes anomaly maps")
+            return
         for part in RunFolder(out).folds():
             print(f"\nvalidation cases of {part.path}")
             _print_evaluation(Evaluation.load(part.validation))
@@ -195,6 +198,9 @@ def predict(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Write probability maps too.")
     ] = False,
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="Without labels: write the baselines' maps too.")
+    ] = False,
     cases: Annotated[
         str | None,
         typer.Option(
@@ -209,7 +215,7 @@ def predict(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Segment new images: masks in the images' own format, grid and label values."""
+    """Segment new images, or score what is not normal in them, on the images' own grid."""
     from scotoma.prediction.predict import predict_folder
 
     with _say(quiet) as say:
@@ -220,6 +226,7 @@ def predict(
             part=cases,
             probabilities=probabilities,
             flips=flips,
+            baselines=baselines,
             device=device,
             progress=lambda done, of: say.progress("predicting", done, of),
         )

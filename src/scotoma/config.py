@@ -173,7 +173,9 @@ class AnomalySettings(Section):
     filters: tuple[int, int, int] = Field(description="widths of the encoder's first three convolutions")
     latent: int = Field(ge=1, description="length of the latent vectors")
     dimensions: Literal[2, 3] = Field(description="2 for patches in a slice, 3 for cubes")
-    epochs: int = Field(ge=1, description="passes over the normal cases; a fresh partner for each in every one")
+    epochs: int = Field(
+        ge=1, description="passes over the normal cases; a fresh partner for each in every one"
+    )
     locations: int = Field(ge=1, description="patches drawn of each case in an epoch")
     batch: int = Field(ge=2, description="pairs per step")
     learning_rate: float = Field(gt=0, description="of Adam")
@@ -189,7 +191,9 @@ class AnomalySettings(Section):
     standardise: Literal["none", "patient", "location"] = Field(
         description="features as they are, standardised within the patient, or by what is normal at the place"
     )
-    trim: float = Field(ge=0, lt=1, description="share of the voxels, the most anomalous, left out in a refit")
+    trim: float = Field(
+        ge=0, lt=1, description="share of the voxels, the most anomalous, left out in a refit"
+    )
     brain: str = Field(
         default="auto",
         description="what is scored: 'nonzero' voxels, an 'estimate', the 'whole' image, 'auto' for one of the"

@@ -97,12 +97,13 @@ def _write(folder: Path, case: Case) -> None:
 def _opened(name: str, folder: Path) -> Case | None:
     try:
         spacing = json.loads((folder / "case.json").read_text(encoding="utf-8"))["spacing"]
-        image, mask = (
-            np.load(folder / f"{part}.npy", mmap_mode="r", allow_pickle=False) for part in ("image", "mask")
-        )
+        image, mask = _mapped(folder / "image.npy"), _mapped(folder / "mask.npy")
+        excluded = _mapped(folder / "excluded.npy") if (folder / "excluded.npy").is_file() else None
     except (OSError, ValueError):
         return None
-    excluded = None
-    if (folder / "excluded.npy").is_file():
-        excluded = np.load(folder / "excluded.npy", mmap_mode="r", allow_pickle=False)
     return Case(name, image, mask, excluded, tuple(spacing))
+
+
+def _mapped(path: Path) -> np.ndarray:
+    # copy on write: the file stays as it is, and torch takes the array without a warning
+    return np.load(path, mmap_mode="c", allow_pickle=False)

@@ -199,22 +199,28 @@ class Prepared:
     matrix: np.ndarray | None = None
     mask: np.ndarray | None = None
 
-    def on_image(self, values: np.ndarray, order: int = 1) -> np.ndarray:
+    def on_image(self, scores: np.ndarray) -> np.ndarray:
         """Bring a map of the case (Z, Y, X) onto the grid of the file (*S).
 
-        Args:
-            values: float or uint8.
-            order: where the case was aligned: 1 interpolates, 0 takes the nearest voxel. Beyond the
-                reference, and outside the brain, stands the lowest value.
+        Where the case was aligned, the map is interpolated; beyond the reference, and outside the brain,
+        stands its lowest value.
         """
+        return self._on_image(scores, 1, scores.min())
+
+    def region(self) -> np.ndarray:
+        """(*S) uint8 on the grid of the file: 0 not scored, 1 scored, 2 excluded (scored at the minimum)."""
+        region = self.case.mask.astype(np.uint8)
+        if self.case.excluded is not None:
+            region[self.case.excluded & self.case.mask] = 2
+        return self._on_image(region, 0, 0)
+
+    def _on_image(self, values: np.ndarray, order: int, fill: float) -> np.ndarray:
         if self.matrix is not None:
             assert self.mask is not None
             own = canonical_grid(self.image.grid, self.first_axis)
-            low = values.min()
-            moved = _resampled(
-                values, np.linalg.inv(self.matrix @ self.grid.affine) @ own.affine, own.shape, order, low
-            )
-            values = np.where(self.mask, moved, low)
+            to_reference = np.linalg.inv(self.matrix @ self.grid.affine) @ own.affine
+            moved = _resampled(values, to_reference, own.shape, order, fill)
+            values = np.where(self.mask, moved, values.dtype.type(fill))
         return np.ascontiguousarray(from_canonical(values[None], self.image.grid, self.first_axis)[0])
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from scotoma.anomaly.train import TrainingSettings
+from scotoma.config import AnomalySettings
 from scotoma.errors import SettingsError
 
 Mode = Literal["patient", "controls", "localized"]
@@ -101,3 +102,14 @@ def variant_settings(name: str, **changes: Any) -> DetectorSettings:
         return replace(VARIANTS[name].detector, **changes)
     except TypeError as error:
         raise SettingsError(f"the anomaly detector has no such setting: {error}.") from error
+
+
+def training_settings(settings: AnomalySettings, paired: bool) -> TrainingSettings:
+    """The part of a run's settings that trains the auto-encoder."""
+    names = [f.name for f in fields(TrainingSettings) if f.name != "paired"]
+    return TrainingSettings(**{name: getattr(settings, name) for name in names}, paired=paired)
+
+
+def detector_settings(settings: AnomalySettings) -> DetectorSettings:
+    """The part of a run's settings that the detector takes."""
+    return DetectorSettings(**{f.name: getattr(settings, f.name) for f in fields(DetectorSettings)})

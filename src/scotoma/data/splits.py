@@ -98,7 +98,9 @@ def check_split(split: Split, cases: Sequence[Case], source: object) -> None:
     for part in ("train", "validation", "test"):
         for name in getattr(split, part):
             if name not in patient_of:
-                raise InputError(f"{source}: case '{name}' is not among the cases that can be learned from; correct the name.")
+                raise InputError(
+                    f"{source}: case '{name}' is not among the cases that can be learned from; correct the name."
+                )
             before = home.setdefault(patient_of[name], part)
             if before != part:
                 raise InputError(f"{source}: patient '{patient_of[name]}' stands in {before} and in {part}.")

@@ -209,6 +209,7 @@ def predict_folder(
     part: str | None = None,
     probabilities: bool = False,
     flips: bool | None = None,
+    baselines: bool = False,
     device: str | None = None,
     progress: Callable[[int, int], None] | None = None,
     on_error: Callable[[str, str], None] | None = None,
@@ -216,30 +217,53 @@ def predict_folder(
     """Predict every image of a folder with a trained run.
 
     Args:
-        run: see `Predictor.from_run`.
+        run: see `Predictor.from_run`; or a run that learned without labels, which scores anomalies instead.
         images: a folder of images, or one image; with `part`, a dataset.
         out: see `predict_cases`.
         part: only the "train", "validation" or "test" cases of the run's split of that dataset.
         probabilities: see `predict_cases`.
         flips: see `predict_cases`.
+        baselines: of a run without labels: write the baselines' maps too.
         device: see `Predictor.from_run`.
         progress: called with (done, all).
         on_error: called with (case id, sentence).
 
     Raises:
         InputError: no model, no images, or no such part.
+        SettingsError: something asked for that this kind of run cannot do.
     """
+    from scotoma.training.run import RunFolder, is_anomaly_run
+
+    first = run if isinstance(run, str | Path) else run[0]
+    if is_anomaly_run(Path(first)):
+        from scotoma.prediction.anomaly import predict_anomaly_folder, refuse_for_anomalies
+
+        refuse_for_anomalies(probabilities, flips)
+        if not isinstance(run, str | Path) and len(run) > 1:
+            raise SettingsError(f"{first}: runs without labels are not averaged; predict with one at a time.")
+        (fold,) = RunFolder(Path(first)).folds()
+        return predict_anomaly_folder(
+            fold, images, out, part=part, baselines=baselines, device=device,
+            progress=progress, on_error=on_error,
+        )  # fmt: skip
+    if baselines:
+        raise SettingsError("--baselines goes with runs of no-labels only; this one learned from labels.")
     predictor = Predictor.from_run(run, device)
     if part is None:
         cases = list_images(images, predictor.channels, len(predictor.plan.channel_names))
     else:
-        cases = _cases_of_split(run, images, part)
+        cases = cases_of_split(run, images, part)
     return predict_cases(
         predictor, cases, out, probabilities=probabilities, flips=flips, progress=progress, on_error=on_error
     )
 
 
-def _cases_of_split(run: Path | Sequence[Path], data: Path, part: str) -> list[Case]:
+def cases_of_split(run: Path | Sequence[Path], data: Path, part: str) -> list[Case]:
+    """The "train", "validation" or "test" cases of a run's split, found in the dataset it was trained on.
+
+    Raises:
+        SettingsError, InputError: no such part, or no such cases.
+    """
     from scotoma.training.run import RunFolder
 
     runs = [Path(run)] if isinstance(run, str | Path) else [Path(r) for r in run]
@@ -288,21 +312,50 @@ def predict_cases(
     Raises:
         InputError: writing there would replace an input.
     """
+    heading = {
+        "label_map": predictor.plan.label_map.model_dump(mode="json"),
+        "recipe": predictor.recipe,
+        "run": predictor.run,
+        "scotoma": __version__,
+    }
     out = Path(out)
+    return predict_each(
+        cases,
+        out,
+        heading,
+        lambda case: _predict_case(predictor, case, out, probabilities, flips),
+        progress,
+        on_error,
+    )
+
+
+def predict_each(
+    cases: Sequence[Case],
+    out: Path,
+    heading: dict[str, Any],
+    predict_one: Callable[[Case], dict[str, Any]],
+    progress: Callable[[int, int], None] | None = None,
+    on_error: Callable[[str, str], None] | None = None,
+) -> Predictions:
+    """Predict case after case and keep `prediction.json`, the list of what is there and what failed.
+
+    Args:
+        cases: see `predict_cases`.
+        out: folder to write.
+        heading: of the list.
+        predict_one: writes the files of a case and returns its entry in the list.
+        progress: called with (done, all).
+        on_error: called with (case id, sentence) for every case that could not be predicted.
+
+    Raises:
+        InputError: writing there would replace an input.
+    """
     _keep_inputs(cases, out)
     written: dict[str, Any] = {}
     failed: dict[str, str] = {}
 
     def save() -> None:
-        content = {
-            "label_map": predictor.plan.label_map.model_dump(mode="json"),
-            "recipe": predictor.recipe,
-            "run": predictor.run,
-            "scotoma": __version__,
-            "cases": written,
-            "failed": failed,
-        }
-        write_json(out / "prediction.json", content)
+        write_json(out / "prediction.json", {**heading, "cases": written, "failed": failed})
 
     # At once, so that the list of an earlier prediction does not stand beside masks of this one.
     save()
@@ -311,7 +364,7 @@ def predict_cases(
             if progress:
                 progress(done, len(cases))
             try:
-                written[case.id] = _predict_case(predictor, case, out, probabilities, flips)
+                written[case.id] = predict_one(case)
             except Exception as error:
                 failed[case.id] = _sentence(case, error)
                 log.debug("%s", failed[case.id], exc_info=error)
@@ -327,7 +380,7 @@ def predict_cases(
 def _predict_case(
     predictor: Predictor, case: Case, out: Path, probabilities: bool, flips: bool | None
 ) -> dict[str, Any]:
-    target = _mask_path(case, out)
+    target = mask_path(case, out)
     image = read_image(case.images)
     classes, scaled = predictor.predict_image(image, flips=flips, probabilities=probabilities, scratch=out)
     entry: dict[str, Any] = {
@@ -345,7 +398,8 @@ def _predict_case(
     return entry
 
 
-def _mask_path(case: Case, out: Path) -> Path:
+def mask_path(case: Case, out: Path) -> Path:
+    """Where the mask predicted for a case lies."""
     if not case.id or case.id.startswith(".") or any(mark in case.id for mark in "/\\:\0"):
         raise InputError(f"{case.images[0]}: '{case.id}' cannot be the name of a file; rename the image.")
     return out / f"{case.id}{mask_extension(case.images[0])}"

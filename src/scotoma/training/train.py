@@ -75,6 +75,12 @@ def train(
         if not resume:
             raise InputError(f"{out}: holds a run already; resume it with --resume or choose another folder.")
         settings = read_settings(run.config)
+    if settings.anomaly is not None:
+        from scotoma.training.anomaly import train_detector
+
+        if plan_file is not None:
+            raise SettingsError(f"--plan does not apply to '{settings.recipe}', which needs no plan.")
+        return train_detector(data, settings, out, resume=resume, progress=progress)
     dataset = open_data(data, settings)
     if settings.split.fold == "all":
         label_map, result = _checked(dataset, settings, progress)
@@ -205,7 +211,7 @@ def _train_one(
     from scotoma.training.fit import fit, loader_workers, time_steps
 
     cases = {case.id: case for case in dataset.train if case.label is not None}
-    split = _split(run, settings, list(cases.values()))
+    split = split_cases(run, settings, list(cases.values()))
     plan = _plan(run, dataset, settings, plan_file, [cases[name] for name in split.train], label_map, result)
     cache = Path(settings.data.cache) if settings.data.cache else run.path / "cache"
     workers = loader_workers(settings.training.workers)
@@ -236,7 +242,8 @@ def _train_one(
         split.save(run.splits)
         assert result.fingerprint is not None
         write_json(run.fingerprint, result.fingerprint.model_dump(mode="json"))
-        _write_environment(run, settings, plan, [cases[n] for n in (*split.train, *split.validation)])
+        used = [cases[n] for n in (*split.train, *split.validation)]
+        write_environment(run, settings, _data_hash(settings, plan, used), len(used))
         # Last, since it tells the other processes and --resume that everything before it is there.
         settings.save(run.config)
     fit(run, settings, plan, train_cases, validation_cases, resume=resume, progress_bar=progress_bar)
@@ -244,7 +251,12 @@ def _train_one(
         _validate(run, settings, dataset.root, [cases[name] for name in split.validation], progress)
 
 
-def _split(run: RunFolder, settings: Settings, cases: list[Case]) -> Split:
+def split_cases(run: RunFolder, settings: Settings, cases: list[Case]) -> Split:
+    """The run's split if it has one, else the one the settings name, else a new one.
+
+    Raises:
+        InputError, SettingsError: a split that does not fit the cases.
+    """
     wanted = settings.split
     if run.config.is_file() and run.splits.is_file():
         split, source = read_split(run.splits), str(run.splits)
@@ -305,21 +317,26 @@ def plan_for(
     )
 
 
-def _write_environment(run: RunFolder, settings: Settings, plan: Plan, cases: list[Case]) -> None:
+def write_environment(run: RunFolder, settings: Settings, data_hash: str, cases: int) -> None:
+    """Write versions, machine, seed, and what the run learned from."""
     from scotoma.training.environment import machine, versions
 
-    digest = hashlib.blake2b(digest_size=16)
-    for case in cases:
-        digest.update(case_key(case, plan, settings.data.annotated.get(case.id)).encode())
     content = {
         "versions": versions(),
         "machine": machine(),
         "seed": settings.seed,
-        "data_hash": digest.hexdigest(),
-        "cases": len(cases),
+        "data_hash": data_hash,
+        "cases": cases,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     write_json(run.environment, content)
+
+
+def _data_hash(settings: Settings, plan: Plan, cases: list[Case]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for case in cases:
+        digest.update(case_key(case, plan, settings.data.annotated.get(case.id)).encode())
+    return digest.hexdigest()
 
 
 def _validate(
