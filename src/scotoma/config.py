@@ -126,6 +126,13 @@ class TrainingSettings(Section):
     warmup_steps: int = Field(default=50, ge=0)
     gradient_clip: float = Field(default=12.0, gt=0, description="largest norm of the gradient")
     accumulate: int = Field(default=1, ge=1, description="batches whose gradients are summed before a step")
+    average: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="decay of a moving average of the weights, such as .99 or .999, which is then what is"
+        " validated and kept; 0: none",
+    )
     foreground_share: float = Field(
         default=0.5, ge=0, le=1, description="share of patches centred on a foreground voxel"
     )
