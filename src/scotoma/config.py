@@ -87,7 +87,9 @@ class NetworkSettings(Section):
     """The segmenter."""
 
     architecture: Literal["unet", "resunet", "segresnet", "swinunetr"] = "unet"
-    features: int | None = Field(default=None, ge=4, description="features of the first stage; default 32")
+    features: int | None = Field(
+        default=None, ge=4, description="features of the first stage; default 32 on a GPU, 16 on CPU"
+    )
     max_features: int | None = Field(
         default=None, ge=4, description="features of the deepest stage; default 320 in 3-D, 512 in 2-D"
     )
@@ -127,11 +129,10 @@ class TrainingSettings(Section):
     gradient_clip: float = Field(default=12.0, gt=0, description="largest norm of the gradient")
     accumulate: int = Field(default=1, ge=1, description="batches whose gradients are summed before a step")
     average: float = Field(
-        default=0.0,
+        default=0.99,
         ge=0,
         lt=1,
-        description="decay of a moving average of the weights, such as .99 or .999, which is then what is"
-        " validated and kept; 0: none",
+        description="decay of a moving average of the weights, which is what is validated and kept; 0: none",
     )
     foreground_share: float = Field(
         default=0.5, ge=0, le=1, description="share of patches centred on a foreground voxel"
