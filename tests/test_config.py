@@ -60,7 +60,7 @@ def test_a_variant_overlays_its_recipe():
     assert not published.network.prior_bias
     assert "beta_ramp" not in published.objective or published.objective["beta_ramp"] is None
     assert (published.objective["alpha"], published.objective["beta"]) == (3.0, 0.1)
-    with pytest.raises(SettingsError, match="no variant 'publishd'; there are: published"):
+    with pytest.raises(SettingsError, match="no variant 'publishd'; there are: teacher, published"):
         load_settings("missing-lesions", overrides=["variant=publishd"])
     with pytest.raises(SettingsError, match="it has none"):
         load_settings("baseline", overrides=["variant=published"])

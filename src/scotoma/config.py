@@ -87,7 +87,9 @@ class NetworkSettings(Section):
     """The segmenter."""
 
     architecture: Literal["unet", "resunet", "segresnet", "swinunetr"] = "unet"
-    features: int | None = Field(default=None, ge=4, description="features of the first stage; default 32")
+    features: int | None = Field(
+        default=None, ge=4, description="features of the first stage; default 32 on a GPU, 16 on CPU"
+    )
     max_features: int | None = Field(
         default=None, ge=4, description="features of the deepest stage; default 320 in 3-D, 512 in 2-D"
     )
@@ -126,6 +128,12 @@ class TrainingSettings(Section):
     warmup_steps: int = Field(default=50, ge=0)
     gradient_clip: float = Field(default=12.0, gt=0, description="largest norm of the gradient")
     accumulate: int = Field(default=1, ge=1, description="batches whose gradients are summed before a step")
+    average: float = Field(
+        default=0.99,
+        ge=0,
+        lt=1,
+        description="decay of a moving average of the weights, which is what is validated and kept; 0: none",
+    )
     foreground_share: float = Field(
         default=0.5, ge=0, le=1, description="share of patches centred on a foreground voxel"
     )
@@ -160,6 +168,10 @@ class TrainingSettings(Section):
 class PredictionSettings(Section):
     overlap: float = Field(default=0.5, ge=0, lt=1, description="of neighbouring windows")
     flips: bool = Field(default=False, description="average over inputs mirrored along the plan's flips")
+    smooth_stem: bool = Field(
+        default=True,
+        description="where the network's stem is strided, average over the image moved by half the stride",
+    )
 
 
 class AnomalySettings(Section):

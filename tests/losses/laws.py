@@ -64,6 +64,10 @@ def everything(module: nn.Module, logits: Tensor, target: Tensor, image: Tensor)
     return module(logits, target, image, features=[logits])
 
 
+def taught(module: nn.Module, logits: Tensor, target: Tensor, image: Tensor) -> Tensor:
+    return module(logits, target, teacher_logits=logits.detach().roll(1, 1))
+
+
 def _objective(call=plain, **settings: Any) -> Case:
     flags = {key: settings.pop(key) for key in list(settings) if key in Case.__dataclass_fields__}
     return Case(lambda c, i: Objective(c, ignore_index=i, **settings), call, **flags)
@@ -131,6 +135,9 @@ CASES: dict[str, Case] = {
     "objective batch dice": _objective(batch_dice=True),
     "objective weighted": _objective(class_weights=None, voxel="focal", dice=0.0),
     "objective lopsided": _objective(voxel="lopsided", monotone=False, asymmetric=True),
+    "objective lopsided, teacher": _objective(
+        taught, voxel="lopsided", teacher="average", monotone=False, asymmetric=True
+    ),
     "objective deep": _objective(supervised_deeply, voxelwise=False),
     "objective combined": _objective(
         voxel="lopsided",

@@ -180,6 +180,8 @@ def test_trimming_does_not_hide_what_is_not_finite(sigma):
         ({"dice": -1.0}, "must be >= 0"),
         ({"content": -1.0}, "must be >= 0"),
         ({"voxel": "hinge"}, "'ce', 'lopsided' or 'focal'"),
+        ({"voxel": "lopsided", "teacher": "mean"}, "'self' or 'average'"),
+        ({"teacher": "average"}, "only the lopsided"),
         ({"num_classes": 1}, "at least 2"),
         ({"beta_ramp": [0.5, 0.2]}, "start < end"),
         ({"content": 0.25, "content_extractor": "self"}, "needs a weights file"),
@@ -209,6 +211,23 @@ def test_settings_are_plain_json():
         "dragsaw": 0.01, "dragsaw_boxes": [5, 7], "content": 0.25, "ignore_index": [255, 200],
     }  # fmt: skip
     Objective(2, **json.loads(json.dumps(settings)))
+
+
+def test_the_averaged_teacher_is_asked_once_beta_falls():
+    logits, target, _ = inputs()
+    objective = Objective(3, "lopsided", teacher="average", beta_ramp=(0.4, 0.7))
+    objective.progress = 0.4
+    objective(logits, target)
+    objective.progress = 0.5
+    with pytest.raises(ValueError, match="teacher_logits"):
+        objective(logits, target)
+    own = Objective(3, "lopsided", beta_ramp=(0.4, 0.7))
+    own.progress = 0.5
+    assert_close(objective(logits, target, teacher_logits=logits), own(logits, target))
+    assert (objective(logits, target, teacher_logits=-logits) - own(logits, target)).abs() > 1e-3
+    # Each resolution asks the teacher at its own voxels.
+    levels = [logits, logits[..., 1::2, 1::2]]
+    assert_close(objective(levels, target, teacher_logits=logits), own(levels, target))
 
 
 def test_prior_bias_starts_at_the_given_shares():

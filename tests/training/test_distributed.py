@@ -17,6 +17,7 @@ from scotoma.data.plan import read_plan
 from scotoma.data.preprocess import preprocess
 from scotoma.data.sampling import EpochSampler, PatchDataset
 from scotoma.data.splits import read_split
+from scotoma.training.average import AveragedSegmenter
 from scotoma.training.fit import build_objective
 from scotoma.training.run import new_segmenter
 from scotoma.training.train import open_data, train
@@ -26,7 +27,8 @@ from small_data import QUICK
 def gradients(data, run, rank, world, recipe):
     """Gradients of one step of this process's share of the first batch."""
     torch.set_num_threads(1)
-    settings = load_settings(recipe)
+    name, _, variant = recipe.partition(":")
+    settings = load_settings(name, overrides={"variant": variant} if variant else None)
     plan, split = read_plan(run / "plan.json"), read_split(run / "splits.json")
     cases = {case.id: case for case in open_data(data, settings).train}
     cached = preprocess([cases[name] for name in split.train], plan, run / "cache")
@@ -41,7 +43,11 @@ def gradients(data, run, rank, world, recipe):
     network = DistributedDataParallel(segmenter) if world > 1 else segmenter
     objective = build_objective(settings, plan)
     objective.progress = 0.5
-    objective(network(image), label, image=image).backward()
+    teacher = None
+    if objective.asks_average:
+        with torch.no_grad():
+            teacher = AveragedSegmenter(segmenter, 0.9)(image.flip(-1)).flip(-1)
+    objective(network(image), label, image=image, teacher_logits=teacher).backward()
     return {name: p.grad for name, p in segmenter.named_parameters() if p.grad is not None}
 
 
@@ -59,7 +65,7 @@ def run(pictures, tmp_path_factory):
     return train(pictures, settings, tmp_path_factory.mktemp("runs") / "run")
 
 
-@pytest.mark.parametrize("recipe", ["baseline", "missing-lesions"])
+@pytest.mark.parametrize("recipe", ["baseline", "missing-lesions", "missing-lesions:teacher"])
 def test_gradients_equal_those_of_the_joined_batch(pictures, run, tmp_path, recipe):
     mp.spawn(one_of_two, (pictures, run, recipe, tmp_path / "store"), nprocs=2)
     joined = gradients(pictures, run, 0, 1, recipe)

@@ -205,7 +205,9 @@ def make_plan(
     axes = slice(3 - dims, 3)
     near = fine[axes]
     stem = [stem_size if s <= 2 * near.min() else 1 for s in near]
-    base = net.features or 32
+    base = net.features or (32 if accelerator else 16)
+    if net.features is None and not accelerator:
+        reasons["network.features"] = "16 on a processor: more steps in the same time beat a wider network"
     cap = net.max_features or (320 if dims == 3 else 512)
 
     def build(patch: np.ndarray) -> NetworkPlan:

@@ -45,6 +45,8 @@ class Objective(nn.Module):
         focal_gamma: exponent of the focal loss.
         alpha, beta, bootstrap, gate, min_component, expected_miss_rate, beta_ramp: the lopsided loss, see
             `LopsidedBootstrapLoss`.
+        teacher: who is asked which background labels the lopsided loss overrules: "self", or "average", a
+            copy of the network with averaged weights, whose logits the training loop then passes along.
         dice: weight of the soft Dice term; None is 1, or 0 beside the lopsided loss.
         batch_dice: take the Dice sums over the batch instead of per image.
         dice_excludes_bootstrapped: weight voxels whose background label is being overruled with beta in the
@@ -103,6 +105,7 @@ class Objective(nn.Module):
         min_component: int = 1,
         expected_miss_rate: float | None = None,
         beta_ramp: Sequence[float] | None = None,
+        teacher: Literal["self", "average"] = "self",
         dice: float | None = None,
         batch_dice: bool = False,
         dice_excludes_bootstrapped: bool = False,
@@ -150,6 +153,7 @@ class Objective(nn.Module):
         self.ce = ce
         self.voxel_loss = VoxelLoss(voxel, alpha, beta, bootstrap, gate, min_component, focal_gamma)
         self.beta_ramp = check_window("beta_ramp", beta_ramp)
+        self.teacher = teacher
         # Dice pulls the missed lesions back, so the lopsided loss stands alone unless told otherwise.
         self.dice = float(dice if dice is not None else 0.0 if voxel == "lopsided" else 1.0)
         self.batch_dice = batch_dice
@@ -222,6 +226,10 @@ class Objective(nn.Module):
                 )
             if len(self.class_weights) != self.num_classes:
                 raise ValueError(f"{len(self.class_weights)} class_weights for {self.num_classes} classes")
+        if self.teacher not in ("self", "average"):
+            raise ValueError(f"teacher must be 'self' or 'average', not {self.teacher!r}")
+        if self.teacher == "average" and self.voxel != "lopsided":
+            raise ValueError("only the lopsided voxel loss asks a teacher; set teacher to 'self'")
         if self.voxel == "lopsided" and self.dice > 0 and not self.dice_excludes_bootstrapped:
             raise ValueError(
                 "Dice pulls the missed lesions back that the lopsided loss lets go; set dice to 0, or "
@@ -240,6 +248,11 @@ class Objective(nn.Module):
         """beta at the present progress."""
         return 1 + (self.voxel_loss.beta - 1) * ramp(self.progress, self.beta_ramp)
 
+    @property
+    def asks_average(self) -> bool:
+        """Whether the present step needs the logits of the averaged teacher: not while beta is still 1."""
+        return self.teacher == "average" and self.current_beta < 1
+
     def forward(
         self,
         logits: Tensor | Sequence[Tensor],
@@ -257,8 +270,13 @@ class Objective(nn.Module):
             image: (B, M, *S), needed by the content term.
             features: inner feature maps of the network, needed by the patch-dragsaw term.
             teacher_logits: (B, C, *S) of an averaged teacher, who then decides which background labels the
-                lopsided loss overrules.
+                lopsided loss overrules; needed with teacher "average" once beta is below 1.
         """
+        if self.asks_average and teacher_logits is None:
+            raise ValueError(
+                "teacher 'average' needs the averaged network's logits: objective(logits, target, "
+                "teacher_logits=...)"
+            )
         levels = [full_precision(level) for level in ([logits] if isinstance(logits, Tensor) else logits)]
         target = class_map(target, levels[0].shape[2:])
         terms, shares = self._segmentation_terms(levels, target, teacher_logits)

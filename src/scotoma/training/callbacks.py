@@ -46,7 +46,7 @@ class KeepWeights(Callback):
         if trainer.is_global_zero:
             assert isinstance(module, SegmentationModule)
             notes = {"epoch": str(self.best_epoch), "selected": self.select, self.metric: f"{value:.6f}"}
-            save_weights(self.path, module.segmenter.state_dict(), notes)
+            save_weights(self.path, module.kept.state_dict(), notes)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "best_epoch": self.best_epoch}

@@ -155,12 +155,17 @@ def build_objective(settings: Settings, plan: Plan) -> Objective:
         stages = [int(name.rsplit(".", 1)[1]) for name in contrasted_stages(plan)]
         content.setdefault("dragsaw_channels", [plan.network.features[n] for n in stages])
     try:
-        return Objective(len(plan.classes), **content)
+        objective = Objective(len(plan.classes), **content)
     except (TypeError, ValueError) as error:
         text = str(error).replace(
             "Objective.__init__() got an unexpected keyword argument", "unknown setting"
         )
         raise SettingsError(f"objective: {text}.") from None
+    if objective.teacher == "average" and not settings.training.average:
+        raise SettingsError(
+            "objective.teacher: there is no averaged network to ask; set training.average, such as to .99."
+        )
+    return objective
 
 
 def contrasted_stages(plan: Plan) -> list[str]:
@@ -264,6 +269,8 @@ def time_steps(settings: Settings, plan: Plan, train: Sequence[CachedCase]) -> f
             loss = module.loss(batch)
         loss.backward()
         optimizer.step()
+        if module.average is not None:
+            module.average.update_parameters(module.segmenter)
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)

@@ -14,6 +14,7 @@ from scotoma.data.labels import IGNORE
 from scotoma.errors import ScotomaError
 from scotoma.losses import FeatureCollector, NonFiniteLossError, Objective
 from scotoma.networks.segmenter import Segmenter
+from scotoma.training.average import AveragedSegmenter
 from scotoma.training.engine import LightningModule
 
 
@@ -27,6 +28,11 @@ class SegmentationModule(LightningModule):
         total_steps: optimiser steps of the whole run, which schedules and ramps follow.
         classes: names, background first.
         contrast: names of the segmenter's parts whose features the objective contrasts.
+
+    Attributes:
+        average: the segmenter with averaged weights, None where `training.average` is 0. As a part of the
+            module it moves with it to a device and into its checkpoints; it follows the steps of the
+            optimiser, which are the same on all processes.
     """
 
     def __init__(
@@ -44,9 +50,17 @@ class SegmentationModule(LightningModule):
         self.settings = settings
         self.total_steps = total_steps
         self.classes = classes
+        # Copied before features are collected, so that the copy's are not.
+        decay = settings.training.average
+        self.average = AveragedSegmenter(segmenter, decay) if decay else None
         self._features = FeatureCollector(segmenter, contrast) if contrast else None
         self.register_buffer("_counts", torch.zeros(3, len(classes)), persistent=False)
         self._counts: Tensor
+
+    @property
+    def kept(self) -> Segmenter:
+        """The network that is validated and whose weights are kept: the averaged one where there is one."""
+        return self.segmenter if self.average is None else self.average.module
 
     def forward(self, image: Tensor) -> Any:
         return self.segmenter(image)
@@ -60,7 +74,12 @@ class SegmentationModule(LightningModule):
         logits = self.segmenter(batch["image"])
         features = self._features.take() if self._features else None
         image = to_unit_range(batch["image"]) if self.objective.content is not None else None
-        return self.objective(logits, batch["label"], image=image, features=features)
+        teacher = None
+        if self.objective.asks_average:
+            assert self.average is not None
+            with torch.no_grad():
+                teacher = self.average(batch["image"])
+        return self.objective(logits, batch["label"], image=image, features=features, teacher_logits=teacher)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         self.objective.progress = min(1.0, self.global_step / max(1, self.total_steps))
@@ -77,11 +96,16 @@ class SegmentationModule(LightningModule):
             self.log(f"train_{name}", value, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         return loss
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
+            self.average.update_parameters(self.segmenter)
+
     def on_validation_epoch_start(self) -> None:
         self._counts.zero_()
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
-        logits = self.segmenter(batch["image"])
+        logits = self.kept(batch["image"])
         predicted, label = logits.argmax(1), batch["label"].long()
         valid = label != IGNORE
         for c in range(len(self.classes)):
