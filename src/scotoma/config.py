@@ -208,14 +208,14 @@ class AnomalySettings(Section):
     )
     brain: str = Field(
         default="auto",
-        description="what is scored: 'nonzero' voxels, an 'estimate', the 'whole' image, 'auto' for one of the"
-        " first two, or masks: a folder (of that name beside the images, or a path), or in case folders the"
-        " stem of the file",
+        description="what is scored: 'nonzero' voxels, an 'estimate', the 'whole' image, 'auto' for one of"
+        " the first two, or masks: a folder (of that name beside the images, or a path), or in case folders"
+        " the stem of the file",
     )
     exclude: str = Field(
         default="none",
-        description="what is scored at the minimum: 'none', an estimate of the cerebrospinal fluid ('csf'), or"
-        " masks, named as for 'brain'",
+        description="what is scored at the minimum: 'none', an estimate of the cerebrospinal fluid ('csf'),"
+        " or masks, named as for 'brain'",
     )
     registered: Literal["auto", "yes", "no", "align"] = Field(
         default="auto",
@@ -224,8 +224,8 @@ class AnomalySettings(Section):
     )
     scaling: Literal["auto", "percentiles", "unit"] = Field(
         default="auto",
-        description="of intensities: 1st to 99th 'percentiles' inside the brain, or the 'unit' range of the file"
-        " type; 'auto' takes the latter for pictures of eight bits",
+        description="of intensities: 1st to 99th 'percentiles' inside the brain, or the 'unit' range of the"
+        " file type; 'auto' takes the latter for pictures of eight bits",
     )
     threshold: float = Field(
         gt=0, lt=1, description="share of the held-out normal cases' voxels that lie below a mask's threshold"

@@ -41,10 +41,11 @@ def find_csf(case: Case) -> np.ndarray:
         )
     sample = values[:: -(-len(values) // SAMPLES)]
     mixture = GaussianMixture(TISSUES, random_state=0, reg_covar=1e-4).fit(sample)
-    fluid = int(mixture.means_.sum(axis=1).argmin())
+    means = np.asarray(mixture.means_)
+    fluid = int(means.sum(axis=1).argmin())
     # dark in every channel: nearer to the fluid than to the darkest tissue
-    others = np.delete(mixture.means_, fluid, axis=0).min(axis=0)
-    dark = (mixture.means_[fluid] + others) / 2
+    others = np.delete(means, fluid, axis=0).min(axis=0)
+    dark = (means[fluid] + others) / 2
     out = np.zeros(case.mask.shape, bool)
     inside = np.empty(len(values), bool)
     # in parts, since the mixture computes in double precision

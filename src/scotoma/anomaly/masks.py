@@ -44,9 +44,9 @@ def find_mask_file(case: Case, name: str) -> Path:
         if found := [p for p in entries if stem(p) == wanted and is_image_file(p)]:
             return found[0]
     raise InputError(
-        f"{case.images[0]}: there is no mask '{name}' for it, as a file beside the channels of its case folder"
-        f" or as '{case.id}' in a folder '{name}' beside the images; add it, or change anomaly.brain or"
-        " anomaly.exclude."
+        f"{case.images[0]}: there is no mask '{name}' for it, as a file beside the channels of its case"
+        f" folder or as '{case.id}' in a folder '{name}' beside the images; add it, or change"
+        " anomaly.brain or anomaly.exclude."
     )
 
 

@@ -173,8 +173,8 @@ def _scaling(
     largest = next((v for v in (1.0, 255.0, 65535.0) if high <= v), None)
     if low < 0 or largest is None:
         raise SettingsError(
-            f"anomaly.scaling = 'unit': intensities run from {low:g} to {high:g}, which is no range of 8 or 16"
-            " bits; choose percentiles."
+            f"anomaly.scaling = 'unit': intensities run from {low:g} to {high:g}, which is no range of 8 or"
+            " 16 bits; choose percentiles."
         )
     return "unit", 255.0 if eight_bits else largest
 
@@ -326,7 +326,7 @@ def _resampled(
     """Values where a (4, 4) matrix from output to input index says."""
     return np.asarray(
         ndimage.affine_transform(
-            values, index[:3, :3], index[:3, 3], tuple(shape), order=order, mode="constant", cval=fill
+            values, index, output_shape=tuple(shape), order=order, mode="constant", cval=fill
         )
     )
 
@@ -335,7 +335,8 @@ def _compare_spacing(where: str, grid: Grid, usual: Grid) -> None:
     ratio = max(max(a / b, b / a) for a, b in zip(grid.spacing, usual.spacing, strict=True))
     if ratio > OTHER_SPACING:
         log.warning(
-            "%s: its voxels are %s mm where the normal cases have %s, so patches see another extent; resample it.",
+            "%s: its voxels are %s mm where the normal cases have %s, so patches see another extent;"
+            " resample it.",
             where,
             " x ".join(f"{s:.3g}" for s in grid.spacing),
             " x ".join(f"{s:.3g}" for s in usual.spacing),

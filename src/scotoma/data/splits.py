@@ -99,7 +99,7 @@ def check_split(split: Split, cases: Sequence[Case], source: object) -> None:
         for name in getattr(split, part):
             if name not in patient_of:
                 raise InputError(
-                    f"{source}: case '{name}' is not among the cases that can be learned from; correct the name."
+                    f"{source}: case '{name}' is none of those that can be learned from; correct the name."
                 )
             before = home.setdefault(patient_of[name], part)
             if before != part:

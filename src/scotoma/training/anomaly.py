@@ -91,8 +91,11 @@ def train_detector(
     how, reference = _preparation(run, settings, dataset, result, split, cases)
 
     def prepared(names: Sequence[str], stage: str) -> list[Case]:
+        def told(done: int, of: int) -> None:
+            if progress is not None:
+                progress(stage, done, of)
+
         cache = Path(settings.data.cache) if settings.data.cache else run.path / "cache"
-        told = (lambda done, of: progress(stage, done, of)) if progress else None
         return prepare_cases([cases[n] for n in names], how, reference, cache, told)
 
     controls = prepared(split.train, "preparing normal cases")
@@ -137,8 +140,8 @@ def _refuse_unused(settings: Settings) -> None:
         for name in type(given).model_fields:
             if getattr(given, name) != getattr(usual, name) and f"{section}.{name}" not in _TAKEN:
                 raise SettingsError(
-                    f"{section}.{name} does not apply to '{settings.recipe}', which learns without labels: its"
-                    " settings are anomaly.* (epochs, locations, batch ...), seed, data.*, split.* and"
+                    f"{section}.{name} does not apply to '{settings.recipe}', which learns without labels:"
+                    " its settings are anomaly.* (epochs, locations, batch ...), seed, data.*, split.* and"
                     " training.minutes."
                 )
     if settings.objective:
@@ -186,8 +189,8 @@ def _normal_cases(dataset: Dataset, result: CheckResult) -> list[Files]:
     patients = {case.patient or case.id for case in normal}
     if len(patients) < LEAST_CASES:
         raise InputError(
-            f"{dataset.root}: {len(patients)} normal patient(s), without a mask or with an empty one; at least"
-            f" {LEAST_CASES} are needed, one of them to validate."
+            f"{dataset.root}: {len(patients)} normal patient(s), without a mask or with an empty one; at"
+            f" least {LEAST_CASES} are needed, one of them to validate."
         )
     return normal
 
