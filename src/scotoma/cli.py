@@ -62,20 +62,43 @@ def _version(wanted: bool) -> None:
 
 @app.command()
 def demo(
-    out: Out = Path("scotoma-demo"),
+    recipe: Annotated[
+        str | None, typer.Argument(help="'no-labels' for anomaly maps learned from normal brains alone.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write; default: scotoma-demo[-RECIPE].")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repeat with this many seeds; mean and spread.")] = 1,
     quiet: Quiet = False,
 ) -> None:
     """Generate brain phantoms, hide half of the lesions from training, and show what that costs."""
     from scotoma.benchmarking.demo import FIGURES, run_demo
 
+    if recipe is not None:
+        _demo_of(recipe, out, seeds, quiet)
+        return
     with _say(quiet) as say:
-        result = run_demo(out, seeds=seeds, progress=say.progress)
+        result = run_demo(out or Path("scotoma-demo"), seeds=seeds, progress=say.progress)
     header = ["recipe", *[label for _, label in FIGURES], "Dice"]
     title = "Lesions of the test patients, against the full truth" + (
         f" (mean and range over {seeds} seeds)" if seeds > 1 else ""
     )
     _print_table(title, header, result.rows())
+    print(f"{result.seconds:.0f} s; report: {result.report}")
+
+
+def _demo_of(recipe: str, out: Path | None, seeds: int, quiet: bool) -> None:
+    from scotoma.benchmarking.demo_no_labels import run_no_labels_demo
+    from scotoma.errors import SettingsError
+
+    if recipe != "no-labels":
+        raise SettingsError(f"no demo '{recipe}'; there are `scotoma demo` and `scotoma demo no-labels`.")
+    if seeds != 1:
+        raise SettingsError("--seeds goes with `scotoma demo` alone; `scotoma demo no-labels` runs one seed.")
+    with _say(quiet) as say:
+        result = run_no_labels_demo(out or Path("scotoma-demo-no-labels"), progress=say.progress)
+    title = "Voxels of lesions ranked above others, by kind of lesion; 1 is perfect"
+    _print_table(title, result.header, result.rows())
     print(f"{result.seconds:.0f} s; report: {result.report}")
 
 
