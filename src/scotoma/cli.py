@@ -131,6 +131,7 @@ def check(
             annotated=wanted.data.annotated or None,
             tolerance_mm=wanted.data.tolerance_mm,
             progress=lambda done, of: say.progress("checking", done, of),
+            masks_needed=wanted.anomaly is None,
         )
     if json:
         _print_json(result.to_json())

@@ -233,6 +233,12 @@ class AnomalySettings(Section):
     candidate_threshold: float = Field(gt=0, lt=1, description="the same for the list of candidate lesions")
     candidate_voxels: int = Field(ge=1, description="smallest connected piece in a mask and in the list")
 
+    @field_validator("registered", mode="before")
+    @classmethod
+    def _truth_to_text(cls, value: Any) -> Any:
+        # YAML reads yes and no as true and false
+        return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+
     @field_validator("patch")
     @classmethod
     def _fits(cls, value: int) -> int:

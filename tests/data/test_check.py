@@ -270,6 +270,28 @@ def test_few_and_no_labels(tmp_path):
     assert (result.recipe, result.faults) == ("no-labels", [])
 
 
+def test_empty_masks_and_bare_images_are_normal_cases(tmp_path):
+    root = dataset(tmp_path / "data", n=5, test=0)
+    for path in (root / "labelsTr").iterdir():
+        save(path, np.zeros(SHAPE, np.uint8))
+    result = check(open_dataset(root))
+    assert result.recipe == "no-labels"
+    assert result.reason.startswith("all 5 masks are empty")
+    bare = open_dataset(root / "imagesTr")
+    assert (bare.layout, len(bare.train)) == ("images", 5)
+    assert check(bare).recipe == "no-labels"
+
+
+def test_masks_may_be_missing_where_none_are_needed(tmp_path):
+    dataset(tmp_path, n=6, test=0)
+    sorted((tmp_path / "labelsTr").iterdir())[0].unlink()
+    assert [f.kind for f in check(open_dataset(tmp_path)).errors] == ["missing-mask"]
+    result = check(open_dataset(tmp_path), masks_needed=False)
+    assert not result.errors
+    assert result.fingerprint is not None
+    assert len(result.fingerprint.cases) == 6
+
+
 # --- label maps ----------------------------------------------------------------------------------------
 
 

@@ -98,7 +98,7 @@ def make_preparation(
     Args:
         settings: of the run.
         found: fingerprint of the dataset.
-        names: ids of the cases that train; the first one is the reference.
+        names: ids of the cases that train and validate; the first one is the reference.
         channels: names.
 
     Raises:

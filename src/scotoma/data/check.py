@@ -92,6 +92,7 @@ def check(
     tolerance_mm: float = TOLERANCE_MM,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    masks_needed: bool = True,
 ) -> CheckResult:
     """Read every case and list what would spoil a training.
 
@@ -106,6 +107,7 @@ def check(
         tolerance_mm: see `TOLERANCE_MM`.
         workers: processes; 0 and 1 read in this one.
         progress: called with (files done, files in all).
+        masks_needed: False where cases without a mask are as good, as for learning without labels.
     """
     cases = [*dataset.train, *dataset.test]
     masks = [c.label for c in cases if c.label is not None]
@@ -129,7 +131,7 @@ def check(
     )  # fmt: skip
     train, test = found[: len(dataset.train)], found[len(dataset.train) :]
     faults = [f for e in found for f in e.faults]
-    faults += _unpaired(dataset) + _mixed(found, dataset) + _duplicates(train, test)
+    faults += _unpaired(dataset, masks_needed) + _mixed(found, dataset) + _duplicates(train, test)
     bad = {f.file for f in faults if f.severity == "error"}
     good = [e for e in train if e.fingerprint is not None and not bad & {*e.case.images, e.case.label}]
     summary = summarise_examinations(good, request.label_map) if good else None
@@ -149,7 +151,7 @@ def check(
     )
 
 
-def _unpaired(dataset: Dataset) -> list[Fault]:
+def _unpaired(dataset: Dataset, masks_needed: bool) -> list[Fault]:
     faults = [
         Fault(
             "missing-image",
@@ -161,7 +163,7 @@ def _unpaired(dataset: Dataset) -> list[Fault]:
         for p in dataset.orphan_labels
     ]
     bare = [c for c in dataset.train if c.label is None]
-    if not bare or len(bare) == len(dataset.train):
+    if not masks_needed or not bare or len(bare) == len(dataset.train):
         return faults
     if len(dataset.train) - len(bare) >= FEW_LABELLED * len(dataset.train):
         for c in bare:

@@ -155,15 +155,15 @@ def _refuse_unused(settings: Settings) -> None:
 
 
 def _checked(dataset: Dataset, settings: Settings, progress: Progress | None) -> CheckResult:
-    """Check the data; refuse it when it has errors. That a mask is missing is none here."""
+    """Check the data; refuse it when it has errors."""
     result = check(
         dataset,
         label_map=given_label_map(settings, dataset),
         annotated=settings.data.annotated or None,
         tolerance_mm=settings.data.tolerance_mm,
         progress=(lambda done, of: progress("checking", done, of)) if progress else None,
+        masks_needed=False,
     )
-    result = replace(result, faults=[f for f in result.faults if f.kind != "missing-mask"])
     if result.errors:
         raise FaultyDataError(dataset.root, result)
     return result
@@ -214,7 +214,8 @@ def _preparation(
     known = list(dataset.channel_names or ())
     colours = ["red", "green", "blue"] if result.fingerprint.kind == "colour" and count == 3 else None
     channels = known if len(known) == count else colours or [f"channel {n}" for n in range(count)]
-    how = make_preparation(settings.anomaly, result.fingerprint, split.train, channels)
+    used = [*split.train, *split.validation]
+    how = make_preparation(settings.anomaly, result.fingerprint, used, channels)
     run.path.mkdir(parents=True, exist_ok=True)
     reference = write_reference(run.reference, cases[split.train[0]], how) if how.align else None
     how.save(run.preparation)
