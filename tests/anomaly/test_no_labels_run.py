@@ -140,7 +140,7 @@ def test_killed_and_resumed_gives_the_same_weights(heads, run, tmp_path):
         [*command, "--recipe", "no-labels", *sets(**changes)], env=os.environ, stderr=subprocess.PIPE
     )
     deadline = time.monotonic() + 120
-    last = out / "checkpoints" / "autoencoder.pt"
+    last = out / "checkpoints" / "last.safetensors"
     while not last.is_file() and started.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     started.send_signal(signal.SIGKILL)

@@ -63,16 +63,16 @@ def test_same_seed_same_weights_other_seed_others():
 
 def test_cut_off_and_resumed_is_as_never_cut_off(tmp_path: Path):
     whole, history = train()
-    train(TrainingSettings(epochs=2, locations=300, batch=100), checkpoint=tmp_path / "last.pt")
-    resumed, again = train(checkpoint=tmp_path / "last.pt")
+    train(TrainingSettings(epochs=2, locations=300, batch=100), checkpoint=tmp_path / "last.safetensors")
+    resumed, again = train(checkpoint=tmp_path / "last.safetensors")
     assert equal(whole, resumed)
     assert again == history
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path):
-    train(checkpoint=tmp_path / "last.pt")
+    train(checkpoint=tmp_path / "last.safetensors")
     with pytest.raises(InputError, match="another locations"):
-        train(TrainingSettings(epochs=4, locations=200, batch=100), checkpoint=tmp_path / "last.pt")
+        train(TrainingSettings(epochs=4, locations=200, batch=100), checkpoint=tmp_path / "last.safetensors")
 
 
 def test_progress_reaches_its_total():

@@ -17,8 +17,8 @@ import torch
 from scotoma.anomaly.case import Case
 from scotoma.anomaly.pairs import PatchPairs
 from scotoma.errors import InputError, ScotomaError
-from scotoma.files import replacing
 from scotoma.networks.patch_autoencoder import SiamesePatchAutoencoder, siamese_patch_loss
+from scotoma.state import load_state, save_state
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def train_autoencoder(
     history = TrainingHistory()
     best: dict[str, Any] = copy.deepcopy(autoencoder.state_dict())
     if checkpoint is not None and checkpoint.exists():
-        history, best = _resume(checkpoint, autoencoder, optimizer, settings, seed, device)
+        history, best = _resume(checkpoint, autoencoder, optimizer, settings, seed)
 
     start = time.monotonic() - (history.seconds[-1] if history.seconds else 0.0)
     steps = math.ceil(len(cases) * settings.locations / settings.batch)
@@ -230,17 +230,14 @@ def _save(
     history: TrainingHistory,
     best: dict[str, Any],
 ) -> None:
-    with replacing(path) as temporary:
-        torch.save(
-            {
-                "settings": {**asdict(settings), **autoencoder.settings(), "seed": seed},
-                "weights": autoencoder.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "history": asdict(history),
-                "best": best,
-            },
-            temporary,
-        )
+    state = {
+        "settings": {**asdict(settings), **autoencoder.settings(), "seed": seed},
+        "weights": dict(autoencoder.state_dict()),
+        "optimizer": optimizer.state_dict(),
+        "history": asdict(history),
+        "best": dict(best),
+    }
+    save_state(path, state)
 
 
 def _resume(
@@ -249,9 +246,8 @@ def _resume(
     optimizer: torch.optim.Optimizer,
     settings: TrainingSettings,
     seed: int,
-    device: str | torch.device,
 ) -> tuple[TrainingHistory, dict[str, Any]]:
-    state = torch.load(path, map_location=device, weights_only=True)
+    state = load_state(path)
     now = {**asdict(settings), **autoencoder.settings(), "seed": seed}
     differing = sorted(k for k in now if k != "epochs" and now[k] != state["settings"].get(k))
     if differing:

@@ -118,7 +118,7 @@ def train_detector(
         _training(settings, how),
         seed=settings.seed,
         device=device,
-        checkpoint=run.path / "checkpoints" / "autoencoder.pt",
+        checkpoint=run.last,
         progress=(lambda done, of, _: progress("training", done, of)) if progress else None,
         on_epoch=lambda history: _write_metrics(run, history, settings, len(controls)),
     )
