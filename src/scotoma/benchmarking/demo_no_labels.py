@@ -15,7 +15,7 @@ from scotoma.files import write_json
 
 log = logging.getLogger("scotoma")
 
-CONTROLS, PATIENTS = 18, 4
+CONTROLS, PATIENTS = 16, 3
 """Normal brains, and patients for each kind of lesion."""
 
 LOAD = 0.01
@@ -26,7 +26,7 @@ KINDS = {"bright": 1, "grey": 2, "dark": 3}
 
 FIGURES = (("auroc", "AUROC"), ("aupro30", "AUPRO30"))
 
-BUDGET: dict[str, Any] = {"anomaly.epochs": 6, "anomaly.locations": 3000}
+BUDGET: dict[str, Any] = {"anomaly.epochs": 5, "anomaly.locations": 2500}
 """Sized for two processor cores."""
 
 
