@@ -209,7 +209,7 @@ class AnomalySettings(Section):
     brain: str = Field(
         default="auto",
         description="what is scored: 'nonzero' voxels, an 'estimate', the 'whole' image, 'auto' for one of"
-        " the first two, or masks: a folder (of that name beside the images, or a path), or in case folders"
+        " these, or masks: a folder (of that name beside the images, or a path), or in case folders"
         " the stem of the file",
     )
     exclude: str = Field(

@@ -71,7 +71,7 @@ def run(heads, tmp_path_factory) -> RunFolder:
 def picture_run(tmp_path_factory) -> RunFolder:
     root = tmp_path_factory.mktemp("pictures")
     data = write_pictures(root / "normal", 5)
-    changes = {"anomaly.brain": "whole", "anomaly.standardise": "patient"}
+    changes = {"anomaly.standardise": "patient"}
     scotoma("train", data, "--recipe", "no-labels", "-o", root / "run", "-q", *sets(**changes))
     return RunFolder(root / "run")
 
@@ -347,3 +347,17 @@ def test_colour_pictures(picture_run, tmp_path):
     np.testing.assert_allclose(green, read_image(images / "picture20.png").array[1] / 255, atol=1e-6)
     how = json.loads(picture_run.preparation.read_text())
     assert (how["registered"], how["scaling"], how["largest"]) == (False, "unit", 255.0)
+
+
+def test_a_black_border_is_left_out_of_pictures(tmp_path):
+    from PIL import Image
+
+    for path in write_pictures(tmp_path / "normal", 3).iterdir():
+        picture = np.array(Image.open(path))
+        rows, columns = np.indices(picture.shape[:2])
+        picture[(rows - 20) ** 2 + (columns - 24) ** 2 > 18**2] = 3
+        Image.fromarray(picture).save(path)
+    train = ("train", tmp_path / "normal", "--recipe", "no-labels", "-o", tmp_path / "run")
+    assert "have a black border" in scotoma(*train, *sets())
+    (region,) = (tmp_path / "run" / "validation" / "regions").iterdir()
+    assert read_mask(region).array.mean() == pytest.approx(np.pi * 18**2 / (40 * 48), abs=0.03)

@@ -20,7 +20,7 @@ from scotoma.anomaly.exclusion import find_csf
 from scotoma.anomaly.masks import find_mask_file, read_mask_like
 from scotoma.config import AnomalySettings
 from scotoma.data.dataset import Case as Files
-from scotoma.data.fingerprint import Fingerprint
+from scotoma.data.fingerprint import Fingerprint, Intensity
 from scotoma.data.grid import Grid
 from scotoma.data.image import Image, read_image, write_image
 from scotoma.data.plan import slice_axis
@@ -35,6 +35,10 @@ SAME_PLACE = 0.01
 
 OTHER_SPACING = 1.25
 """Ratio of voxel sizes beyond which patches do not see the same of a patient as of the normal cases."""
+
+
+BLACK = 0.06
+"""Share of a channel's maximum up to which a pixel may belong to a picture's border."""
 
 
 class Preparation(BaseModel):
@@ -126,7 +130,7 @@ def make_preparation(
         unit=turned[0].unit,
         scaling=scaling,
         largest=largest,
-        brain=settings.brain,
+        brain=_brain_source(settings, pictures, [cases[name].whole for name in names]),
         exclude=settings.exclude,
     )
 
@@ -162,8 +166,23 @@ def _registration(
     return wanted != "no", wanted in ("auto", "align")
 
 
+def _brain_source(settings: AnomalySettings, pictures: bool, intensities: list[list[Intensity]]) -> str:
+    """Where the brain (or the field of view of a picture) comes from; for pictures decided once for all."""
+    if settings.brain != "auto" or not pictures:
+        return settings.brain
+    # compression leaves no exact zeros around a fundus, so what counts is a black border, not zeros
+    bordered = [all(c.p5 < BLACK * c.maximum for c in channels) for channels in intensities]
+    found = "estimate" if 2 * sum(bordered) > len(bordered) else "whole"
+    log.info(
+        "The pictures %s (anomaly.brain=%s).",
+        "have a black border, which is left out" if found == "estimate" else "are scored as a whole",
+        found,
+    )
+    return found
+
+
 def _scaling(
-    settings: AnomalySettings, found: Fingerprint, intensities: list
+    settings: AnomalySettings, found: Fingerprint, intensities: list[list[Intensity]]
 ) -> tuple[Literal["percentiles", "unit"], float]:
     eight_bits = found.kind in ("colour", "grey")
     if settings.scaling == "percentiles" or (settings.scaling == "auto" and not eight_bits):
