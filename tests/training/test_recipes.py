@@ -30,7 +30,11 @@ def settings_of(recipe, **changes):
     return load_settings(recipe, overrides={**QUICK, "training.steps": 4, **changes})
 
 
-@pytest.mark.parametrize("recipe", recipe_names())
+def test_every_recipe_with_labels_is_tried_here():
+    assert set(TERMS) == set(recipe_names()) - {"no-labels"}
+
+
+@pytest.mark.parametrize("recipe", TERMS)
 @pytest.mark.parametrize("kind", ["pictures", "volumes"])
 def test_recipe_trains_and_logs_its_terms(recipe, kind, request, tmp_path):
     data = request.getfixturevalue(kind)
