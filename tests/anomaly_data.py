@@ -33,7 +33,7 @@ def head(seed: int, lesion: bool = False) -> np.ndarray:
     own = ndimage.gaussian_filter(rng.normal(size=(2, *SHAPE)), (0, 1, 1, 1))
     image = 500 + 120 * shared / shared.std() + 40 * own / own.std()
     if lesion:
-        image[(1, *LESION)] += 600
+        image[(1, *LESION)] += 300
     return np.where(BRAIN, image, 0).astype(np.float32)
 
 

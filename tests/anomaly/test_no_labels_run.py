@@ -318,6 +318,32 @@ def test_one_line_for_each_bad_patient_and_the_others_are_done(run, tmp_path):
     assert not (tmp_path / "out" / "empty.nii.gz").exists()
 
 
+@pytest.mark.parametrize(
+    "setting", ["mode=controls", "mode=localized", "dimensions=3", "exclude=csf", "patch=15"]
+)
+def test_other_settings_of_the_method(heads, tmp_path, setting):
+    name, value = setting.split("=")
+    scotoma(
+        "train",
+        heads,
+        "--recipe",
+        "no-labels",
+        "-o",
+        tmp_path / "run",
+        "-q",
+        *sets(**{f"anomaly.{name}": value}),
+    )
+    write_case(tmp_path, "Ts", "patient", head(100, lesion=True))
+    scotoma("predict", tmp_path / "run", tmp_path / "imagesTs", "-o", tmp_path / "out", "-q")
+    scores = read_image(tmp_path / "out" / "maps" / "patient.nii.gz").array[0]
+    region = read_mask(tmp_path / "out" / "regions" / "patient.nii.gz").array
+    # one machine over four controls hardly tells one far voxel from another
+    expected = 0.5 if setting == "mode=localized" else 0.9
+    assert scores[LESION].mean() > np.quantile(scores[region == 1], expected)
+    assert (region == 2).any() == (setting == "exclude=csf")
+    assert (scores[region == 2] == scores.min()).all()
+
+
 def test_held_out_cases_can_be_named_by_the_split(run, heads, tmp_path):
     scotoma("predict", run.path, heads, "-o", tmp_path / "out", "--cases", "validation", "-q")
     for name in read_split(run.splits).validation:

@@ -118,8 +118,9 @@ class AnomalyPredictor:
         try:
             scores = {METHOD: self.detector.score(case)}
         except InputError as error:
-            # the caller names the file instead
-            raise InputError(str(error).removeprefix(f"{case.name}: ")) from error
+            # the file says more than the name of the case
+            reason = str(error).removeprefix(f"{case.name}: ")
+            raise InputError(f"{prepared.image.path}: {reason}") from error
         if baselines:
             # of colour pictures the green channel, which has most of the contrast
             channel = 1 if self.preparation.pictures and len(case.image) == 3 else -1
