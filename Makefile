@@ -32,4 +32,4 @@ lint: dev
 	$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) scotoma-demo .pytest_cache .ruff_cache
+	rm -rf $(VENV) scotoma-demo scotoma-demo-no-labels .pytest_cache .ruff_cache

@@ -223,6 +223,13 @@ def test_faulty_normal_cases_are_refused_as_check_lists_them(tmp_path):
     assert "normal1_0000.nii.gz" in checked[0]
 
 
+def test_there_is_one_demo_by_name(tmp_path):
+    assert "scotoma demo no-labels" in scotoma("demo", "nolabels", "-o", tmp_path / "out", code=2)
+    assert "--seeds" in scotoma("demo", "no-labels", "--seeds", "3", "-o", tmp_path / "out", code=2)
+    save(tmp_path / "thesis.nii.gz", np.zeros((2, 2, 2), np.uint8))
+    assert "not a demo" in scotoma("demo", "no-labels", "-o", tmp_path, code=2)
+
+
 def test_wishes_of_predict_that_do_not_go_with_the_run(run, tmp_path):
     predict = ("predict", run.path, tmp_path, "-o", tmp_path / "out")
     assert "no probabilities" in scotoma(*predict, "--probabilities", code=2)
