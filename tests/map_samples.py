@@ -14,7 +14,7 @@ from scotoma.data.image import Image, mask_extension, probabilities_extension, w
 from scotoma.data.labels import LabelMap
 from scotoma.evaluation.map_candidates import MIN_VOXELS
 
-THRESHOLD = 2.0
+THRESHOLD, CANDIDATE_THRESHOLD = 2.0, 2.4
 AFFINE = np.diag([-1.0, -1.0, 4.0, 1.0])
 """Axes to the left, posterior and superior."""
 VOLUME = Grid((28, 32, 10), AFFINE)
@@ -75,8 +75,9 @@ def write_maps(
             paths[method] = f"{folder}/{case}{map_suffix}"
             write_image(out / paths[method], scores[None], _on(grid))
             if method == "no-labels":
-                found, labels = find_candidates(scores, grid, THRESHOLD, MIN_VOXELS)
+                found, _ = find_candidates(scores, grid, CANDIDATE_THRESHOLD, MIN_VOXELS)
                 write_candidates(out / "candidates" / f"{case}.csv", found)
+                labels = find_candidates(scores, grid, THRESHOLD, MIN_VOXELS)[1]
                 write_mask(out / f"{case}{suffix}", (labels > 0).astype(np.uint8), _on(grid))
         region_file = f"regions/{case}{'.nii.gz' if volume else '.png'}"
         write_mask(out / region_file, region, _on(grid))
@@ -103,6 +104,9 @@ def write_maps(
         "threshold": THRESHOLD,
         "threshold_source": "98 % quantile of the normal cases' scored voxels",
         "thresholds": {"intensity": 2.1, "random": 2.1},
+        "candidate_threshold": CANDIDATE_THRESHOLD,
+        "candidate_thresholds": {"intensity": 2.5, "random": 2.5},
+        "candidate_voxels": MIN_VOXELS,
         "controls": {
             "quantiles": quantiles,
             "scores": list(np.interp(quantiles, [0, 0.5, 0.98, 1], [-3, 0, 2, 4])),

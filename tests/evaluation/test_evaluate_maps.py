@@ -189,11 +189,7 @@ def test_no_case_has_a_lesion(tmp_path: Path) -> None:
 
 
 def test_no_candidate_at_all(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    change_listing(folders[0], threshold=99.0, thresholds={})
-    for file in folders[0].glob("*.nii.gz"):
-        write_mask(
-            file, np.zeros(VOLUME.shape, np.uint8), Image(np.zeros((1, *VOLUME.shape), np.float32), VOLUME)
-        )
+    change_listing(folders[0], threshold=99.0, candidate_threshold=None, thresholds={})
     found = evaluate(*folders)
     lesions = found.content["lesions"]
     assert lesions["no-labels"]["sensitivity"]["value"] == 0

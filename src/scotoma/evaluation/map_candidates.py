@@ -18,7 +18,7 @@ from scotoma.evaluation.matching import Component, components, describe, match_l
 TOP = (1, 3, 5, 10, 20, 50)
 """How many of the first candidates of a case are looked at."""
 MIN_VOXELS = 3
-"""Smaller candidates of a baseline are left out, as `predict` does with its own."""
+"""Smaller candidates are left out where `prediction.json` does not say `candidate_voxels`."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from scotoma.data.image import grid_difference, read_image, read_mask
 from scotoma.data.labels import IGNORE, LabelMap, keep_annotated
 from scotoma.errors import InputError
 from scotoma.evaluation.map_candidates import (
-    MIN_VOXELS,
     TOP,
     Findings,
     RankedCandidates,
@@ -38,14 +37,18 @@ class MapOptions:
     """What every case is evaluated with.
 
     Attributes:
-        main: the method that the mask and the candidates belong to.
+        main: the detector's own method, the candidates of which are listed.
         thresholds: of each method, fixed on normal cases; a method without one has no candidates and no Dice.
+        candidate_thresholds: above which candidates lie, of the same methods.
+        min_voxels: smaller candidates are left out.
         label_map: what the values of the truth mean; None: every value above 0 is lesion.
         scratch: folder for the scores of each case.
     """
 
     main: str
     thresholds: Mapping[str, float]
+    candidate_thresholds: Mapping[str, float]
+    min_voxels: int
     label_map: LabelMap | None
     scratch: Path
 
@@ -139,9 +142,8 @@ def evaluate_maps_of(pair: Pair, options: MapOptions) -> dict[str, Any]:
         InputError: a file is missing or cannot be read, or does not lie on the grid of the truth.
     """
     assert pair.region is not None
-    truth_file, mask_file = read_mask(pair.truth), read_mask(pair.prediction)
+    truth_file = read_mask(pair.truth)
     grid = truth_file.grid
-    check_grid(pair.prediction, mask_file.grid, grid)
     truth = _lesion_map(truth_file.array, pair, options.label_map)
     region = read_region(pair.region, grid)
     counts = (region > 0) & (truth != IGNORE)
@@ -174,12 +176,9 @@ def evaluate_maps_of(pair: Pair, options: MapOptions) -> dict[str, Any]:
     del truth_file, truth, marked, outside
     for method, file in pair.maps.items():
         scores = read_scores(file, grid, region)
-        mine = method == options.main
-        row["methods"][method], findings = _judge(
-            pair.case, method, scores, anatomy, mask_file.array > 0 if mine else None, options
-        )
+        row["methods"][method], findings = _judge(pair.case, method, scores, anatomy, options)
         row["methods"][method]["map"] = str(file.resolve())
-        if mine:
+        if method == options.main:
             assert findings is not None
             row["lesions"] = [
                 {"id": x.id, "volume": x.volume, "diameter": x.diameter, "centre": _rounded(x.centre),
@@ -208,7 +207,6 @@ def _judge(
     method: str,
     scores: np.ndarray,
     anatomy: Anatomy,
-    mask: np.ndarray | None,
     options: MapOptions,
 ) -> tuple[dict[str, Any], Findings | None]:
     voxels = JudgedVoxels.of(scores, anatomy.lesions, anatomy.counts)
@@ -227,11 +225,9 @@ def _judge(
         "false_positives": int(false),
         "false_positive_rate": float(false / n_other) if n_other else None,
     }
-    if mask is None:
-        candidates = (scores > threshold) & anatomy.counts & ~anatomy.excluded
-        found = rank_by_evidence(candidates, scores, threshold, MIN_VOXELS)
-    else:
-        found = rank_by_evidence(mask & anatomy.counts, scores, threshold)
+    cut = options.candidate_thresholds[method]
+    likely = (scores > cut) & anatomy.counts & ~anatomy.excluded
+    found = rank_by_evidence(likely, scores, cut, options.min_voxels)
     findings = hold_against(found, anatomy.lesions, scores, anatomy.grid)
     true_candidates = np.array([c.matched for c in findings.candidates], bool)
     np.savez(
@@ -250,7 +246,7 @@ def _judge(
             for rank, lesion in zip(findings.first_rank(), findings.lesions, strict=True)
         ],
     }
-    if mask is not None:
+    if method == options.main:
         row["candidates"] = candidate_rows(found, findings, anatomy.grid)[:LISTED_CANDIDATES]
     return row, findings
 

@@ -12,7 +12,7 @@ from typing import Any
 from scotoma.data.labels import LabelMap, propose_label_map
 from scotoma.errors import ScotomaError
 from scotoma.evaluation.cases import mask_values
-from scotoma.evaluation.map_candidates import TOP
+from scotoma.evaluation.map_candidates import MIN_VOXELS, TOP
 from scotoma.evaluation.map_cases import MapOptions, evaluate_maps_of
 from scotoma.evaluation.map_summary import DEFINITIONS, summarise_maps
 from scotoma.evaluation.pairing import Pair, Pairing, method_name
@@ -46,13 +46,16 @@ def evaluate_maps(
     # The detector's own threshold is checked to be there; a baseline may have none.
     given = {main: float(listing["threshold"]), **(listing.get("thresholds") or {})}
     thresholds = {m: float(given[m]) for m in methods if given.get(m) is not None}
+    cuts = {main: listing.get("candidate_threshold"), **(listing.get("candidate_thresholds") or {})}
+    cuts = {m: thresholds[m] if cuts.get(m) is None else float(cuts[m]) for m in thresholds}
+    smallest = int(listing.get("candidate_voxels") or MIN_VOXELS)
     if label_map is None:
         label_map, more = _read_truth(found, workers)
         notes += more
     failed: dict[str, str] = {}
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="scotoma-") as scratch:
-        options = MapOptions(main, thresholds, label_map, Path(scratch))
+        options = MapOptions(main, thresholds, cuts, smallest, label_map, Path(scratch))
         pairs = [_only(pair, methods) for pair in found.pairs]
         run = partial(_one_case, options=options)
         for done, (pair, result) in enumerate(in_processes(run, pairs, workers), start=1):
@@ -89,6 +92,8 @@ def evaluate_maps(
         "score": listing.get("score"),
         "threshold_source": listing.get("threshold_source"),
         "thresholds": {m: thresholds.get(m) for m in methods},
+        "candidate_thresholds": {m: cuts.get(m) for m in methods},
+        "candidate_voxels": smallest,
         "controls": listing.get("controls"),
         "cases": ordered,
         **summary,

@@ -12,7 +12,8 @@
                  "without_lesion": cases, which count for the false-positive side only},
       "methods": ["no-labels", "intensity", ...],          the detector first
       "score": "what a value means" | null, "threshold_source": "..." | null,
-      "thresholds": {"<method>": number | null},           fixed on normal cases
+      "thresholds": {"<method>": number | null},           fixed on normal cases: masks and Dice
+      "candidate_thresholds": {"<method>": number | null}, "candidate_voxels": 3,   what makes a candidate
       "controls": {"quantiles": [..], "scores": [..]} | null,    of the held-out normal cases
       "cases": [{
         "case", "patient", "images", "prediction", "truth", "region", "shape", "spacing", "unit",
