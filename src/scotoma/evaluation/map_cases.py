@@ -41,7 +41,7 @@ class MapOptions:
         thresholds: of each method, fixed on normal cases; a method without one has no candidates and no Dice.
         candidate_thresholds: above which candidates lie, of the same methods.
         min_voxels: smaller candidates are left out.
-        label_map: what the values of the truth mean; None: every value above 0 is lesion.
+        label_map: what the values of the truth mean; every class but background is lesion.
         scratch: folder for the scores of each case.
     """
 
@@ -49,7 +49,7 @@ class MapOptions:
     thresholds: Mapping[str, float]
     candidate_thresholds: Mapping[str, float]
     min_voxels: int
-    label_map: LabelMap | None
+    label_map: LabelMap
     scratch: Path
 
     def voxels(self, case: str, method: str) -> Path:
@@ -144,7 +144,7 @@ def evaluate_maps_of(pair: Pair, options: MapOptions) -> dict[str, Any]:
     assert pair.region is not None
     truth_file = read_mask(pair.truth)
     grid = truth_file.grid
-    truth = _lesion_map(truth_file.array, pair, options.label_map)
+    truth = keep_annotated(options.label_map.apply(truth_file.array, pair.truth), pair.annotated)
     region = read_region(pair.region, grid)
     counts = (region > 0) & (truth != IGNORE)
     marked = (truth > 0) & (truth != IGNORE)
@@ -186,14 +186,6 @@ def evaluate_maps_of(pair: Pair, options: MapOptions) -> dict[str, Any]:
                 for x in findings.lesions
             ]  # fmt: skip
     return row
-
-
-def _lesion_map(values: np.ndarray, pair: Pair, label_map: LabelMap | None) -> np.ndarray:
-    if label_map is None:
-        out = (values > 0).astype(np.uint8)
-    else:
-        out = label_map.apply(values, pair.truth)
-    return keep_annotated(out, pair.annotated)
 
 
 def _wholly_outside(marked: np.ndarray, counts: np.ndarray) -> int:

@@ -78,6 +78,7 @@ def evaluate_maps(
         "unit": unit,
         "volume_unit": "px" if unit == "px" else "mm^3" if three_d else "mm^2",
         "classes": ["background", "anomaly"],
+        "label_map": label_map.model_dump(mode="json"),
         "settings": {
             "seed": seed,
             "bootstrap": RESAMPLES,

@@ -6,6 +6,7 @@
       "schema": 1, "kind": "anomaly", "scotoma", "created", "versions", "predictions", "truth", "recipe",
       "variant": "published" | null, "run", "unit", "volume_unit", "notes", "failed", "not_predicted",
       "no_truth", "worst_to_best" (by AUPRO30), "classes": ["background", "anomaly"],
+      "label_map": of the truth, every class but background being lesion,
       "settings": {"seed", "bootstrap", "confidence", "connectivity", "top": [1, 3, 5, 10, 20, 50],
                    "definitions": {"auroc30": "one sentence", ...}},
       "counts": {"expected", "evaluated", "failed", "not_predicted", "no_truth",
