@@ -51,7 +51,8 @@ def score_distribution(
         shares,
         "Share of the voxels above each score, for " + ", ".join(groups),
     )
-    chart.guide(threshold, SMALLEST_SHARE, threshold, 1.0, "threshold")
+    # Its word stands at the lower end, where curves that matter have long ended.
+    chart.guide(threshold, 1.0, threshold, 2 * SMALLEST_SHARE, "threshold")
     rows = []
     for n, (name, points) in enumerate(drawn.items()):
         points = [p for p in points if p[0] >= chart.x.low]

@@ -215,7 +215,7 @@ def method_table(maps: MapFolder) -> Section:
             _row(f"minus {other}", d["pooled"], "value", True) for other, d in content["differences"].items()
         ]
         groups.append((f"{methods[0]} minus baseline, all voxels, paired", rows))
-    chance = ["random scores"]
+    chance = ["by chance"]
     chance += [
         decimals(CHANCE[k]) if k in CHANCE else UNDEFINED for k in ("auroc", "auroc30", "aupro", "aupro30")
     ]
