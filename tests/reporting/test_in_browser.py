@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image as Pillow
-from test_map_report import write_anomaly_run
+from report_samples import write_anomaly_run
 
 from scotoma.reporting.report import build_report
 

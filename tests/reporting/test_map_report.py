@@ -10,10 +10,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import yaml
+from report_samples import write_anomaly_run
 from test_report_page import Page
 
-from map_samples import CANDIDATE_THRESHOLD, ODD_CASE, PICTURE, THRESHOLD, VOLUME, change_listing, write_maps
+from map_samples import CANDIDATE_THRESHOLD, ODD_CASE, PICTURE, THRESHOLD, change_listing, write_maps
 from scotoma.errors import InputError
 from scotoma.evaluation.evaluate import evaluate
 from scotoma.reporting.heat import HeatScale
@@ -22,30 +22,6 @@ from scotoma.reporting.map_galleries import Gallery, heat_scale
 from scotoma.reporting.map_sources import is_map_folder, read_map_folder
 from scotoma.reporting.map_viewer import MapViewer
 from scotoma.reporting.report import build_report, compare_report
-
-
-def write_anomaly_run(root: Path, grid=VOLUME) -> Path:
-    """A run with held-out normal cases and an evaluated test folder."""
-    run = root / "some run"
-    maps, truth = write_maps(root / "patients", grid, cases=5)
-    normal, _ = write_maps(root / "normal", grid, cases=2, lesions=0, seed=7, baselines=False)
-    shutil.copytree(normal, run / "validation")
-    shutil.copytree(maps, run / "test")
-    evaluate(run / "test", truth, out=run / "test")
-    settings = {
-        "recipe": "no-labels",
-        "seed": 0,
-        "anomaly": {"patch": 9, "nu": 0.5},
-        "data": {"cache": str(root)},
-    }
-    (run / "config.yaml").write_text(yaml.safe_dump(settings))
-    (run / "preparation.json").write_text(json.dumps({"channels": ["T1", "FLAIR"], "registered": True}))
-    (run / "environment.json").write_text(json.dumps({"versions": {"python": "3.11"}, "seed": 0}))
-    (run / "metrics.csv").write_text(
-        "epoch,step,seconds,train_loss,train_reconstruction,train_cosine,validation_loss\n"
-        "1,10,2,.5,.4,-.1,.6\n2,20,4,.3,.25,-.2,.4\n"
-    )
-    return run
 
 
 @pytest.fixture(scope="module")
