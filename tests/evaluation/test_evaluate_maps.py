@@ -133,6 +133,8 @@ def test_lesions_among_the_first_candidates() -> None:
     assert ranked.labels[16, 16] == 3
     assert ranked.evidence.tolist() == [14, 6, 2]
     assert rank_by_evidence(scores > 2, scores, 2.0, min_voxels=2).labels.max() == 2
+    clipped = np.minimum(scores, 4)
+    assert rank_by_evidence(clipped >= 4, clipped, 4.0).labels[16, 16] == 3, "of equal ones the largest first"
 
 
 def test_top_n_and_froc_by_hand(tmp_path: Path) -> None:

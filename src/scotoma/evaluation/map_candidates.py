@@ -1,8 +1,10 @@
 """Candidate lesions of an anomaly map: ranked, and held against the lesions.
 
-Candidates are the connected components (26 or 8 neighbours) of what lies above a threshold, ranked by
-evidence, as in the table that `predict` writes: the sum over the voxels of score minus threshold, divided by
-the square root of their number. A candidate is true, and a lesion found, when they share a voxel.
+Candidates are the connected components (26 or 8 neighbours) of the voxels with a score >= a threshold, ranked
+by evidence, as in the table that `predict` writes: the sum over the voxels of score minus threshold, divided
+by the square root of their number; of equal ones the largest first. (Many voxels may lie exactly at the
+threshold: intensities that are clipped at their highest value.) A candidate is true, and a lesion found, when
+they share a voxel.
 """
 
 from __future__ import annotations
@@ -66,7 +68,7 @@ def rank_by_evidence(
     kept = np.flatnonzero(size >= min_voxels)
     kept = kept[kept > 0]
     evidence = (total[kept] - threshold * size[kept]) / np.sqrt(size[kept])
-    order = np.argsort(-evidence, kind="stable")
+    order = np.lexsort((-size[kept], -evidence))
     kept = kept[order]
     rank = np.zeros(n + 1, labels.dtype)
     rank[kept] = np.arange(1, kept.size + 1)

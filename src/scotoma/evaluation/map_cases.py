@@ -218,7 +218,7 @@ def _judge(
         "false_positive_rate": float(false / n_other) if n_other else None,
     }
     cut = options.candidate_thresholds[method]
-    likely = (scores > cut) & anatomy.counts & ~anatomy.excluded
+    likely = (scores >= cut) & anatomy.counts & ~anatomy.excluded
     found = rank_by_evidence(likely, scores, cut, options.min_voxels)
     findings = hold_against(found, anatomy.lesions, scores, anatomy.grid)
     true_candidates = np.array([c.matched for c in findings.candidates], bool)

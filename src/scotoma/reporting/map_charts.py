@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from scotoma.evaluation.map_summary import BY_LOAD_TOP, BY_SIZE_TOP
 from scotoma.evaluation.map_tables import load_range
-from scotoma.reporting.charts import SERIES, Axis, Chart, decade_axis, linear_axis, octave_axis, share_axis
+from scotoma.reporting.charts import (
+    SERIES,
+    Axis,
+    Chart,
+    decade_axis,
+    legend_key,
+    linear_axis,
+    octave_axis,
+    share_axis,
+)
 from scotoma.reporting.figures import Figure, first_series, legend, linear_unit_axis, size_sensitivity
 from scotoma.reporting.wording import count, decimals, fine_percent, percent, significant
 
@@ -75,10 +85,10 @@ def top_candidates(lesions: dict[str, dict[str, Any] | None]) -> Figure | None:
     Args:
         lesions: as in `evaluation.json`.
     """
-    groups = first_series({name: g for name, g in lesions.items() if g and g["n_lesions"]})
+    groups = _numbered({name: g for name, g in lesions.items() if g and g["n_lesions"]}, lesions)
     if not groups:
         return None
-    numbers = [part["n"] for part in next(iter(groups.values()))["top"]]
+    numbers = [part["n"] for part in groups[0][2]["top"]]
     axis = Axis(
         "candidates looked at in each case",
         float(numbers[0]),
@@ -90,7 +100,7 @@ def top_candidates(lesions: dict[str, dict[str, Any] | None]) -> Figure | None:
         axis, share_axis("lesions found"), "Share of lesions found by the first candidates of a case"
     )
     rows: list[tuple[str, ...]] = []
-    for n, (name, g) in enumerate(groups.items()):
+    for n, name, g in groups:
         shares = [part["sensitivity"] for part in g["top"]]
         if n == 0 and all(s["low"] is not None for s in shares):
             chart.band(numbers, [s["low"] for s in shares], [s["high"] for s in shares], n)
@@ -107,7 +117,7 @@ def top_candidates(lesions: dict[str, dict[str, Any] | None]) -> Figure | None:
         chart.svg(),
         "Candidates are looked at by rank; one that touches a lesion finds it. The band is the 95 % interval"
         " over patients.",
-        legend(list(groups)),
+        _legend(groups),
         ("Method", "First", "Lesions found", "True candidates", "False per case"),
         tuple(rows),
     )
@@ -119,16 +129,17 @@ def candidate_froc(lesions: dict[str, dict[str, Any] | None]) -> Figure | None:
     Args:
         lesions: as in `evaluation.json`.
     """
-    groups = first_series({name: g for name, g in lesions.items() if g and g["froc"]})
+    groups = _numbered({name: g for name, g in lesions.items() if g and g["froc"]}, lesions)
     if not groups:
         return None
-    most = max(max(g["froc"]["false_positives_per_case"]) for g in groups.values())
+    most = max(max(g["froc"]["false_positives_per_case"]) for _, _, g in groups)
     chart = Chart(
         octave_axis("false candidates per case", min(most, _MOST_ALARMS)),
         share_axis("lesions found"),
-        "Share of lesions found against false candidates per case, for " + ", ".join(groups),
+        "Share of lesions found against false candidates per case, for "
+        + ", ".join(name for _, name, _ in groups),
     )
-    for n, (name, g) in enumerate(groups.items()):
+    for n, name, g in groups:
         curve = g["froc"]
         points = [
             p
@@ -149,7 +160,7 @@ def candidate_froc(lesions: dict[str, dict[str, Any] | None]) -> Figure | None:
         chart.svg(),
         "Each point is a limit on the evidence of a candidate; up and to the left is better. The mark is the"
         " whole list. The band is the 95 % interval over patients.",
-        legend(list(groups)),
+        _legend(groups),
     )
 
 
@@ -161,6 +172,16 @@ def by_size(lesions: dict[str, dict[str, Any] | None], unit: str) -> Figure | No
     return replace(
         found, caption=f"By one of the first {BY_SIZE_TOP} candidates of its case. {found.caption}"
     )
+
+
+def _numbered(groups: dict[str, Any], methods: Iterable[str]) -> list[tuple[int, str, Any]]:
+    """Each group with the number of its method, so that a method looks the same in every chart."""
+    numbers = {name: n for n, name in enumerate(methods)}
+    return [(numbers[name], name, g) for name, g in groups.items() if numbers[name] < SERIES]
+
+
+def _legend(groups: list[tuple[int, str, Any]]) -> tuple[tuple[Markup, str], ...]:
+    return tuple((legend_key(n), name) for n, name, _ in groups) if len(groups) > 1 else ()
 
 
 def load_scatter(cases: Sequence[dict[str, Any]], methods: Sequence[str]) -> Figure | None:
@@ -206,7 +227,8 @@ def load_classes(parts: Sequence[dict[str, Any]], methods: Sequence[str]) -> Fig
         parts: `by_load` of an evaluation.
         methods: names, the detector first.
     """
-    shown = [m for m in methods if all(p["methods"][m]["sensitivity"] is not None for p in parts)][:SERIES]
+    complete = {m: m for m in methods if all(p["methods"][m]["sensitivity"] is not None for p in parts)}
+    shown = _numbered(complete, methods)
     if len(parts) < 2 or not shown:
         return None
     ticks = tuple((n + 0.5, f"{load_range(p)}\n{count(p['n'], 'case')}") for n, p in enumerate(parts))
@@ -216,7 +238,7 @@ def load_classes(parts: Sequence[dict[str, Any]], methods: Sequence[str]) -> Fig
         "Share of lesions found by lesion load",
         height=300,
     )
-    for n, method in enumerate(shown):
+    for n, method, _ in shown:
         values = [p["methods"][method]["sensitivity"] for p in parts]
         chart.line([k + 0.5 for k in range(len(parts))], values, n)
         for k, (p, value) in enumerate(zip(parts, values, strict=True)):
@@ -225,7 +247,7 @@ def load_classes(parts: Sequence[dict[str, Any]], methods: Sequence[str]) -> Fig
         "Lesions found, by lesion load",
         chart.svg(),
         f"By one of the first {BY_LOAD_TOP} candidates of the case, all lesions of a class of load together.",
-        legend(shown),
+        _legend(shown),
     )
 
 

@@ -60,7 +60,7 @@ class Gallery:
             _pick(maps),
             _spread(candidates),
             _spread(missed),
-            len(candidates),
+            sum(c.n_candidates for c in maps.cases),
             len(missed),
         )
         shown = [name for _, names in out.groups for name in names]
@@ -194,11 +194,10 @@ def map_pictures(gallery: Gallery) -> Section:
 
 def _case_note(maps: MapFolder, name: str) -> str:
     case = maps.case(name)
-    candidates = count(len(case.candidates), "candidate")
+    candidates = count(case.n_candidates, "candidate")
     if case.row is None:
         return candidates
     mine = case.row["methods"][maps.method]
-    candidates = count(mine["n_candidates"], "candidate")
     if not case.row["n_lesions"]:
         return f"no lesion · {candidates}"
     return (

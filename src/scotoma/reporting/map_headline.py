@@ -68,8 +68,8 @@ def _cards(maps: MapFolder) -> list[dict[str, str]]:
 
 
 def _plain_cards(maps: MapFolder) -> list[dict[str, str]]:
-    numbers = [len(c.candidates) for c in maps.cases]
-    peaks = [c.candidates[0]["peak"] for c in maps.cases if c.candidates]
+    numbers = [c.n_candidates for c in maps.cases]
+    peaks = [c.peak for c in maps.cases if c.peak is not None]
     cards = [
         _card("Cases scored", str(len(maps.cases)), f"{len(maps.failed)} failed"),
         _card("Candidates per case", significant(median(numbers)), f"median; {sum(numbers)} in all"),

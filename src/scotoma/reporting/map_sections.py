@@ -128,8 +128,9 @@ def candidate_table(maps: MapFolder) -> Section:
             cells.append({"text": "lesion" if x["true"] else "none", "sort": int(x["true"])})
         rows.append({"case": case.case, "cells": cells})
     caption = "Evidence: sum over the voxels of score minus threshold, over the square root of their number."
-    if len(listed) > _LISTED:
-        caption = f"The first {_LISTED} of {len(listed)}; all are in the folder candidates. {caption}"
+    n = sum(c.n_candidates for c in maps.cases)
+    if len(rows) < n:
+        caption = f"The first {len(rows)} of {n}; all are in the folder candidates. {caption}"
     return Section("map_table", title, {"header": header, "rows": rows, "caption": caption})
 
 
@@ -148,10 +149,8 @@ def case_table(maps: MapFolder, drawn: set[str]) -> Section:
     rows = []
     for c in maps.cases:
         cells: list[dict[str, Any]] = [{"text": c.patient, "sort": c.patient}] if patients else []
-        n_candidates = len(c.candidates)
         if c.row is not None and maps.content is not None:
             mine = c.row["methods"][maps.method]
-            n_candidates = mine["n_candidates"]
             cells.append(_cell(mine["aupro30"], decimals) | {"bar": mine["aupro30"]})
             cells += [_cell(mine[k], decimals) for k in ("auroc", "auprc", "best_dice", "dice")]
             cells.append(_cell(c.row["load"], lambda v: f"{significant(100 * v, 2)} %"))
@@ -159,8 +158,8 @@ def case_table(maps: MapFolder, drawn: set[str]) -> Section:
             k = maps.content["settings"]["top"].index(10)
             cells.append(_cell(mine["top"]["detected"][k], str))
             cells.append(_cell(mine["false_positive_rate"], fine_percent))
-        cells.append(_cell(n_candidates, str))
-        cells.append(_cell(c.candidates[0]["peak"] if c.candidates else None, lambda v: decimals(v, 1)))
+        cells.append(_cell(c.n_candidates, str))
+        cells.append(_cell(c.peak, lambda v: decimals(v, 1)))
         rows.append({"case": c.case, "drawn": c.case in drawn, "cells": cells})
     content = {"header": header, "rows": rows, "text_columns": 2 if patients else 1, "figures": []}
     return Section("case_table", title, content)

@@ -24,7 +24,9 @@ class MapCase:
         images, map, region: files, as they were written down.
         truth: mask file; None where it is not known.
         row: its entry in `evaluation.json`; None without an evaluation.
-        candidates: rank, position, volume, peak, mean and evidence of each; `true` where the truth is known.
+        candidates: rank, position, volume, peak, mean and evidence of each, of an evaluation the first ones;
+            `true` where the truth is known.
+        n_candidates: how many there are.
     """
 
     case: str
@@ -35,6 +37,12 @@ class MapCase:
     truth: str | None
     row: dict[str, Any] | None
     candidates: list[dict[str, Any]]
+    n_candidates: int
+
+    @property
+    def peak(self) -> float | None:
+        """Highest score of its candidates; None without any."""
+        return max((x["peak"] for x in self.candidates), default=None)
 
 
 @dataclass(frozen=True)
@@ -110,10 +118,11 @@ class MapFolder:
         mine = row["methods"][self.method]
         return MapCase(
             row["case"], row["patient"], row["images"], mine["map"], row["region"], row["truth"], row,
-            mine["candidates"],
+            mine["candidates"], mine["n_candidates"],
         )  # fmt: skip
 
     def _listed(self, case: str, entry: dict[str, Any]) -> MapCase:
+        candidates = self._candidates(entry.get("candidates"))
         return MapCase(
             case,
             entry.get("patient") or case,
@@ -122,7 +131,8 @@ class MapFolder:
             str(self.folder / entry["region"]),
             None,
             None,
-            self._candidates(entry.get("candidates")),
+            candidates,
+            len(candidates),
         )
 
     def _candidates(self, path: str | None) -> list[dict[str, Any]]:

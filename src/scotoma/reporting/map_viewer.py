@@ -91,7 +91,7 @@ class MapViewer:
         region = read_region(self._file(case.region, "region"), grid)
         scores = read_scores(self._file(case.map, "anomaly map"), grid, region)
         threshold = self.maps.candidate_threshold
-        likely = (scores > threshold) & (region > 0) & (region != EXCLUDED)
+        likely = (scores >= threshold) & (region > 0) & (region != EXCLUDED)
         labels = rank_by_evidence(likely, scores, threshold, self.maps.candidate_voxels).labels
         boxes = [[[s.start, s.stop] for s in box] for box in ndimage.find_objects(labels)]
         truth = np.zeros(grid.shape, np.uint8)
