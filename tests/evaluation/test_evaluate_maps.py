@@ -187,7 +187,11 @@ def test_no_case_has_a_lesion(tmp_path: Path) -> None:
     assert content["cases"][0]["methods"]["no-labels"]["false_positive_rate"] > 0
     assert content["lesions"]["no-labels"]["sensitivity"]["value"] is None
     assert content["lesions"]["no-labels"]["froc"] is None
-    assert all(len(row) == len(header) for _, header, rows in found.tables() for row in rows)
+    ((title, header, rows),) = found.tables()
+    assert "only false positives" in title
+    rates = [c["methods"]["no-labels"]["false_positive_rate"] for c in content["cases"]]
+    assert float(rows[0][1]) == pytest.approx(np.mean(rates), abs=1e-4)
+    assert len(rows[0]) == len(header)
 
 
 def test_no_candidate_at_all(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -121,6 +121,17 @@ def test_maps_that_were_not_evaluated(tmp_path):
     assert "AUROC" not in words
 
 
+def test_an_evaluation_without_any_lesion(tmp_path):
+    maps, truth = write_maps(tmp_path, lesions=0, baselines=False)
+    evaluate(maps, truth, out=maps)
+    (tmp_path / "run").mkdir()
+    words = Page(build_report(tmp_path / "run", evaluations=[maps]).read_text("utf-8")).text
+    assert "No case has a lesion in the truth" in words
+    assert "4 cases without a lesion count for the false positives" in words
+    assert "AUPRO30 and" not in words
+    assert "Methods" not in words
+
+
 def test_an_evaluation_elsewhere_finds_its_maps(tmp_path):
     maps, truth = write_maps(tmp_path, baselines=False)
     evaluate(maps, truth, out=tmp_path / "elsewhere")

@@ -29,6 +29,8 @@ def printed_maps(content: dict[str, Any]) -> list[Table]:
         title += f", {counts['without_lesion']} without lesions"
     if not content["cases"]:
         return [(title, ["method"], [])]
+    if counts["without_lesion"] == counts["evaluated"]:
+        return [_without_lesions(content, title)]
     pooled, summary = content["pooled"], content["summary"]
     prevalence = pooled[methods[0]]["prevalence"]["value"]
     title += f"; all voxels pooled, {number(prevalence, 4)} of them lesion [95 % interval over patients]"
@@ -64,6 +66,24 @@ def printed_maps(content: dict[str, Any]) -> list[Table]:
             rows.append([load_range(part), str(part["n"]), *figures])
         tables.append((f"{methods[0]} by lesion load, mean over cases", header, rows))
     return tables
+
+
+def _without_lesions(content: dict[str, Any], title: str) -> Table:
+    """All that can be judged: false positives."""
+    rows = []
+    for m in content["methods"]:
+        rates = [c["methods"][m]["false_positive_rate"] for c in content["cases"]]
+        known = [r for r in rates if r is not None]
+        lesions = content["lesions"][m]
+        rows.append(
+            [
+                m,
+                number(sum(known) / len(known), 4) if known else "-",
+                "-" if lesions is None else number(lesions["candidates_per_case"], 1),
+            ]
+        )
+    header = ["method", "share of voxels above the threshold", "candidates / case"]
+    return (f"{title}: only false positives can be judged", header, rows)
 
 
 def load_range(part: dict[str, Any]) -> str:

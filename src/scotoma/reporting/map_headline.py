@@ -178,7 +178,7 @@ def _cautions(maps: MapFolder) -> list[str]:
         if not maps.is_normal:
             out.append("The truth is not known here: how many candidates are lesions cannot be said.")
         return out
-    if content["cases"]:
+    if any(c["n_lesions"] for c in content["cases"]):
         out.append(
             "AUROC30 and AUPRO30 are areas up to a false positive rate of 0.3, divided by 0.3: random scores"
             " give 0.15. For AUPRC random scores give the prevalence,"
@@ -203,7 +203,7 @@ def method_table(maps: MapFolder) -> Section:
     """The detector and its baselines, pooled and as means over cases, and what lies between them."""
     content = maps.content
     title = "Methods"
-    if content is None or not content["cases"]:
+    if content is None or not any(c["n_lesions"] for c in content["cases"]):
         return Section("method_table", title, None)
     methods = content["methods"]
     groups = [
