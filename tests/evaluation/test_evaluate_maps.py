@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from map_samples import PICTURE, THRESHOLD, VOLUME, change_listing, write_maps
 from scotoma.data.grid import Grid
@@ -19,6 +20,8 @@ from scotoma.evaluation.compare import compare
 from scotoma.evaluation.evaluate import Evaluation, evaluate
 from scotoma.evaluation.map_candidates import rank_by_evidence
 from scotoma.evaluation.map_figures import JudgedVoxels, exact_counts, figures_of, grid_thresholds
+from scotoma.evaluation.matching import components
+from scotoma.evaluation.statistics import Bootstrap
 
 
 @pytest.fixture
@@ -341,3 +344,26 @@ def test_the_command_prints_and_writes(folders: tuple[Path, Path], capsys: pytes
     done = CliRunner().invoke(app, ["evaluate", *map(str, folders)])
     assert "AUPRO30" in done.stdout
     assert "no-labels minus baseline" in done.stdout
+
+
+def test_resamples_are_those_of_all_voxels_of_the_patients_drawn(tmp_path: Path) -> None:
+    """Every case counted as often as it was drawn, and all voxels sorted anew."""
+    rng = np.random.default_rng(1)
+    files, cases = [], []
+    for n in range(5):
+        regions, _ = components(ndimage.gaussian_filter(rng.random((40, 40)), 2) > 0.53)
+        scores = (rng.normal(size=regions.shape) + 1.5 * (regions > 0)).astype(np.float32)
+        files.append(tmp_path / f"{n}.npz")
+        JudgedVoxels.of(scores, regions, np.ones(regions.shape, bool)).save(files[-1])
+        cases.append((scores, regions))
+    grid = grid_thresholds(files)
+    counts = np.stack([JudgedVoxels.load(file).counts(grid) for file in files])
+    bootstrap = Bootstrap([str(n) for n in range(5)], seed=0, resamples=20)
+    drawn = bootstrap.sums(counts)
+    offset = {k: v - figures_of(counts.sum(0))[k] for k, v in figures_of(exact_counts(files)).items()}
+    found = figures_of(np.moveaxis(drawn, 1, 0))
+    for row, times in enumerate(bootstrap.sums(np.eye(5)).round().astype(int)):
+        chosen = [cases[n] for n in range(5) for _ in range(times[n])]
+        expected = anomaly_metrics([s for s, _ in chosen], [r for _, r in chosen])
+        for name, values in found.items():
+            assert values[row] + offset[name] == pytest.approx(expected[name], abs=3e-3), name
