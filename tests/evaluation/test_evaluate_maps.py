@@ -222,7 +222,8 @@ def test_truth_outside_the_region_is_said_and_counted_nowhere(alone: tuple[Path,
     assert after["lesions"] == before["lesions"]
     assert after["cases"][0]["n_lesions_outside"] == 1
     assert after["cases"][0]["lesion_voxels_outside"] == 8
-    assert "8 lesion voxels of 1 cases" in after["notes"][0]
+    assert "lesions of 1 case reach beyond the region that was scored, by 8 voxels" in after["notes"][0]
+    assert "1 lesion wholly" in after["notes"][0]
 
 
 def test_excluded_voxels_are_judged_at_the_minimum(alone: tuple[Path, Path]) -> None:

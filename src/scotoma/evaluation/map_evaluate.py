@@ -169,7 +169,8 @@ def _notes_on(rows: list[dict[str, Any]]) -> list[str]:
         return []
     voxels = sum(row["lesion_voxels_outside"] for row in outside)
     whole = sum(row["n_lesions_outside"] for row in outside)
-    text = f"{voxels} lesion voxels of {len(outside)} cases lie outside the region that was scored"
+    cases = f"{len(outside)} case{'s' * (len(outside) != 1)}"
+    text = f"lesions of {cases} reach beyond the region that was scored, by {voxels} voxels in all"
     if whole:
-        text += f", {whole} whole lesions among them"
-    return [f"{text}; they are in no figure"]
+        text += f"; {whole} lesion{'s' * (whole != 1)} wholly"
+    return [f"{text}; what lies there is in no figure"]

@@ -145,7 +145,7 @@ def heat_scale(maps: MapFolder) -> HeatScale:
     if table and len(table["scores"]) > 1:
         low = float(np.interp(0.9, table["quantiles"], table["scores"]))
     else:
-        low = threshold - 0.5 * abs(high - threshold)
+        low = threshold - 0.15 * abs(high - threshold)
     low = min(low, threshold - 1e-6 * max(1.0, abs(threshold)))
     return HeatScale(low, threshold, max(high, threshold + (threshold - low)))
 
