@@ -75,6 +75,7 @@ def test_figures_of_the_whole_folder(grid: Grid, tmp_path: Path) -> None:
     assert pooled["auroc"]["value"] == pytest.approx(metrics.roc_auc_score(*flat), abs=1e-9)
     assert pooled["auprc"]["value"] == pytest.approx(metrics.average_precision_score(*flat), abs=1e-9)
     assert pooled["dice"]["value"] == pytest.approx(metrics.f1_score(flat[0], flat[1] >= THRESHOLD), abs=1e-9)
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {"evaluation.json", "cases.csv", "lesions.csv"}
     text = (tmp_path / "out" / "evaluation.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail) == found
     assert Evaluation.load(tmp_path / "out").content == found

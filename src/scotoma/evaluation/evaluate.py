@@ -198,7 +198,8 @@ def evaluate(
     options = Options(Policy(policy), float(tolerance))
     found = pair_folders(predictions, truth, labels)
     if found.anomaly is not None:
-        content = evaluate_maps(found, label_map, workers, seed, progress)
+        # Beside the result there is room; the system's temporary folder may be in memory.
+        content = evaluate_maps(found, label_map, workers, seed, progress, None if out is None else Path(out))
     else:
         content = _evaluate_masks(found, label_map, options, workers, seed, progress)
     rows, failed = content["cases"], found.failed | content["failed"]

@@ -26,6 +26,7 @@ def evaluate_maps(
     workers: int,
     seed: int,
     progress: Callable[[int, int], None] | None,
+    scratch: Path | None,
 ) -> dict[str, Any]:
     """The content of `evaluation.json` but for what every evaluation has (provenance, counts).
 
@@ -38,6 +39,7 @@ def evaluate_maps(
         workers: processes.
         seed: of the bootstrap.
         progress: called with the number of cases done and of all.
+        scratch: where the temporary folder is made; None for the system's place.
     """
     listing = found.anomaly
     assert listing is not None
@@ -54,8 +56,10 @@ def evaluate_maps(
         notes += more
     failed: dict[str, str] = {}
     rows: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory(prefix="scotoma-") as scratch:
-        options = MapOptions(main, thresholds, cuts, smallest, label_map, Path(scratch))
+    if scratch is not None:
+        scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".scotoma-", dir=scratch) as folder:
+        options = MapOptions(main, thresholds, cuts, smallest, label_map, Path(folder))
         pairs = [_only(pair, methods) for pair in found.pairs]
         run = partial(_one_case, options=options)
         for done, (pair, result) in enumerate(in_processes(run, pairs, workers), start=1):
