@@ -27,10 +27,16 @@ class Gallery:
     """Everything that is drawn of a chapter, each case read once.
 
     Attributes:
+        maps: whose cases are drawn.
         viewer: of the cases.
         heat: colours of the maps.
-        views: case -> its pictures.
-        candidates, missed: (case, number from 1) -> crop.
+        groups: title and cases of the whole slices.
+        spots: case and entry of the candidates shown, the most convincing first.
+        lesions: the same of missed lesions, the largest first.
+        n_candidates, n_missed: how many there are in all.
+        views: case -> its whole slices, each as image and map.
+        candidates, missed: (case, rank or id) -> crop.
+        volumes: whether the cases are volumes.
     """
 
     maps: MapFolder
