@@ -14,6 +14,8 @@ from report_samples import write_anomaly_run
 from test_report_page import Page
 
 from map_samples import CANDIDATE_THRESHOLD, ODD_CASE, PICTURE, THRESHOLD, change_listing, write_maps
+from scotoma.data.image import read_mask, write_mask
+from scotoma.data.labels import IGNORE, LabelMap
 from scotoma.errors import InputError
 from scotoma.evaluation.evaluate import evaluate
 from scotoma.reporting.heat import HeatScale
@@ -188,6 +190,20 @@ def test_candidates_lie_where_the_table_says(tmp_path):
     first = loaded.slice_of_first()
     assert np.nanmax(loaded.case.scores[:, :, first]) >= case.candidates[0]["peak"] - 1e-4
     assert np.isnan(loaded.case.scores[0, 0, 0])
+
+
+def test_candidates_keep_their_rank_where_voxels_are_ignored(tmp_path):
+    maps, truth = write_maps(tmp_path, cases=2, baselines=False)
+    mask = read_mask(truth / "p0.nii.gz")
+    mask.array[: VOLUME.shape[0] // 2] = 9
+    write_mask(truth / "p0.nii.gz", mask.array, mask)
+    label_map = LabelMap(classes=["background", "lesion"], values={0: 0, 1: 1, 9: "ignore"})
+    evaluate(maps, truth, label_map, out=maps)
+    folder = read_map_folder(maps, None, "x")
+    loaded = MapViewer(folder).load("p0")
+    assert loaded is not None
+    assert loaded.boxes == [x["box"] for x in folder.case("p0").candidates]
+    assert (loaded.case.truth == IGNORE).any()
 
 
 def test_no_case_fills_the_page(tmp_path):

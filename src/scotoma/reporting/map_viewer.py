@@ -90,15 +90,15 @@ class MapViewer:
         grid = image.grid
         region = read_region(self._file(case.region, "region"), grid)
         scores = read_scores(self._file(case.map, "anomaly map"), grid, region)
-        threshold = self.maps.candidate_threshold
-        likely = (scores >= threshold) & (region > 0) & (region != EXCLUDED)
-        labels = rank_by_evidence(likely, scores, threshold, self.maps.candidate_voxels).labels
-        boxes = [[[s.start, s.stop] for s in box] for box in ndimage.find_objects(labels)]
         truth = np.zeros(grid.shape, np.uint8)
         if case.truth is not None:
             truth = self._lesions(self._file(case.truth, "mask"))
             if truth.shape != grid.shape:
                 raise InputError(f"{case.truth}: does not fit the image any more; evaluate again.")
+        threshold = self.maps.candidate_threshold
+        likely = (scores >= threshold) & (region > 0) & (region != EXCLUDED) & (truth != IGNORE)
+        labels = rank_by_evidence(likely, scores, threshold, self.maps.candidate_voxels).labels
+        boxes = [[[s.start, s.stop] for s in box] for box in ndimage.find_objects(labels)]
         candidates = (labels > 0).astype(np.uint8)
         scores = np.where(region > 0, scores, np.nan).astype(np.float32)
         if is_colour(image, len(files)):
