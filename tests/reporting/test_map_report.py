@@ -13,7 +13,15 @@ import pytest
 from report_samples import write_anomaly_run
 from test_report_page import Page
 
-from map_samples import CANDIDATE_THRESHOLD, ODD_CASE, PICTURE, THRESHOLD, change_listing, write_maps
+from map_samples import (
+    CANDIDATE_THRESHOLD,
+    ODD_CASE,
+    PICTURE,
+    THRESHOLD,
+    VOLUME,
+    change_listing,
+    write_maps,
+)
 from scotoma.data.image import read_mask, write_mask
 from scotoma.data.labels import IGNORE, LabelMap
 from scotoma.errors import InputError
