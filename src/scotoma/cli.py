@@ -279,7 +279,7 @@ def evaluate(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare predictions with truth: voxels, surfaces in mm, lesions, calibration."""
+    """Compare predictions with truth: voxels, surfaces in mm, lesions, calibration; or anomaly maps."""
     from scotoma.evaluation.evaluate import evaluate as run_evaluate
 
     with _say(quiet or json) as say:
@@ -309,7 +309,9 @@ def report(
     ] = None,
     evaluation: Annotated[
         list[Path] | None,
-        typer.Option(help="Folder written by `evaluate`, such as a test set's; may be repeated."),
+        typer.Option(
+            help="Folder written by `evaluate`, such as a test set's, or of anomaly maps; may be repeated."
+        ),
     ] = None,
     quiet: Quiet = False,
 ) -> None:

@@ -14,6 +14,8 @@ MODULES = [
     "calibration",
     "elements",
     "lesions",
+    "map_candidates",
+    "map_tables",
     "matching",
     "pairing",
     "policy",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -12,6 +13,8 @@ import yaml
 from PIL import Image as Pillow
 from scipy import ndimage
 
+from map_samples import VOLUME, write_maps
+from scotoma.data.grid import Grid
 from scotoma.data.labels import LabelMap
 from scotoma.evaluation.evaluate import evaluate
 
@@ -177,3 +180,27 @@ def _write_training(
             f"{n},{50 * n + 50},{3 * n},0.001,{1.5 * loss:.4f},{loss:.4f},{0.5 * loss:.4f},{0.1 * n:.3f}"
         )
     (run / "metrics.csv").write_text("\n".join(rows) + "\n")
+
+
+def write_anomaly_run(root: Path, grid: Grid = VOLUME) -> Path:
+    """A run with held-out normal cases and an evaluated test folder."""
+    run = root / "some run"
+    maps, truth = write_maps(root / "patients", grid, cases=5)
+    normal, _ = write_maps(root / "normal", grid, cases=2, lesions=0, seed=7, baselines=False)
+    shutil.copytree(normal, run / "validation")
+    shutil.copytree(maps, run / "test")
+    evaluate(run / "test", truth, out=run / "test")
+    settings = {
+        "recipe": "no-labels",
+        "seed": 0,
+        "anomaly": {"patch": 9, "nu": 0.5},
+        "data": {"cache": str(root)},
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    (run / "preparation.json").write_text(json.dumps({"channels": ["T1", "FLAIR"], "registered": True}))
+    (run / "environment.json").write_text(json.dumps({"versions": {"python": "3.11"}, "seed": 0}))
+    (run / "metrics.csv").write_text(
+        "epoch,step,seconds,train_loss,train_reconstruction,train_cosine,validation_loss\n"
+        "1,10,2,.5,.4,-.1,.6\n2,20,4,.3,.25,-.2,.4\n"
+    )
+    return run

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image as Pillow
+from report_samples import write_anomaly_run
 
 from scotoma.reporting.report import build_report
 
@@ -108,6 +109,31 @@ def test_all_pictures_are_decoded(probed):
 def test_a_narrow_screen_needs_no_sideways_scrolling(probed):
     content, window = probed["width"]
     assert content <= window
+
+
+def test_anomaly_maps_on_a_narrow_screen(tmp_path):
+    """Pictures are decoded, stand in pairs of one size, and no part is wider than the screen."""
+    page = build_report(write_anomaly_run(tmp_path), tmp_path / "maps.html")
+    script = """
+    const out = {};
+    const pair = [...document.querySelectorAll(".case .views")[0].querySelectorAll(".picture")];
+    out.sizes = pair.map((p) => [p.clientWidth, p.clientHeight]);
+    out.width = [document.documentElement.scrollWidth, innerWidth];
+    out.images = [...document.images].every((i) => i.complete && i.naturalWidth > 0);
+    document.body.dataset.probe = JSON.stringify(out);
+    """
+    text = page.read_text("utf-8").replace('loading="lazy"', "")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    text = text.replace("script-src ", f"script-src 'sha256-{digest}' ", 1)
+    page.write_text(text.replace("</body>", f"<script>{script}</script></body>"), "utf-8")
+    dom = chromium(tmp_path, page, "--dump-dom", "--window-size=500,900")
+    found = re.search(r'data-probe="([^"]*)"', dom)
+    assert found, "the script did not run"
+    probed = json.loads(html.unescape(found[1]))
+    assert probed["images"]
+    assert probed["sizes"][0] == probed["sizes"][1]
+    assert min(probed["sizes"][0]) > 100
+    assert probed["width"][0] <= probed["width"][1]
 
 
 def test_light_and_dark_follow_the_system(page, tmp_path):

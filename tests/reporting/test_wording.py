@@ -6,12 +6,12 @@ import doctest
 
 import pytest
 
-from scotoma.reporting import charts, findings, outlines, sources, wording
+from scotoma.reporting import charts, findings, map_charts, outlines, sources, wording
 from scotoma.reporting.run_sections import flat
 from scotoma.reporting.sources import Evaluation, hide_paths
 
 
-@pytest.mark.parametrize("module", [charts, outlines, sources, wording])
+@pytest.mark.parametrize("module", [charts, map_charts, outlines, sources, wording])
 def test_examples(module):
     import numpy as np
 

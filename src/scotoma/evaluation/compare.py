@@ -30,8 +30,12 @@ def compare(a: Evaluation, b: Evaluation, seed: int = 0) -> list[dict[str, Any]]
         `n` cases, `a`, `b`, `difference`, `low`, `high`; null where undefined.
 
     Raises:
-        InputError: no common cases, or other classes.
+        InputError: no common cases, other classes, or evaluations of anomaly maps.
     """
+    if a.is_anomaly or b.is_anomaly:
+        raise InputError(
+            "evaluations of anomaly maps hold the comparison with their baselines; compare those of masks."
+        )
     first, second = ({c["case"]: c for c in e.content["cases"]} for e in (a, b))
     common = [case for case in first if case in second]
     if not common:

@@ -5,7 +5,8 @@
 high null where there is none, as with one patient).
 
     {
-      "schema": 1, "scotoma": "0.1.0", "created": "2025-01-31T12:00:00+00:00", "versions": {"numpy": "..."},
+      "schema": 1, "kind": "masks",                       "anomaly": see `scotoma.evaluation.map_summary`
+      "scotoma": "0.1.0", "created": "2025-01-31T12:00:00+00:00", "versions": {"numpy": "..."},
       "predictions": "/abs/folder", "truth": "/abs/folder", "recipe": "baseline" | null, "run": "..." | null,
       "unit": "mm" | "px", "volume_unit": "ml" | "mm^2" | "px",
       "classes": ["background", "lesion", ...],           class index = position
@@ -77,9 +78,7 @@ candidate that is no lesion (`kind` = false positive).
 from __future__ import annotations
 
 import json
-import multiprocessing
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -92,14 +91,16 @@ import numpy as np
 from scotoma import __version__
 from scotoma.data.labels import LabelMap
 from scotoma.errors import InputError, ScotomaError
-from scotoma.evaluation import summary, tables
+from scotoma.evaluation import map_tables, summary, tables
 from scotoma.evaluation.calibration import BINS
 from scotoma.evaluation.cases import ANY_FOREGROUND, CaseResult, Options, evaluate_case, mask_values
 from scotoma.evaluation.lesion_summary import pool_lesions
 from scotoma.evaluation.lesions import THRESHOLDS
+from scotoma.evaluation.map_evaluate import evaluate_maps
 from scotoma.evaluation.matching import MIN_IOU
-from scotoma.evaluation.pairing import Pair, Values, interpret, pair_folders
+from scotoma.evaluation.pairing import Pair, Pairing, Values, interpret, pair_folders
 from scotoma.evaluation.policy import Policy
+from scotoma.evaluation.processes import in_processes
 from scotoma.evaluation.statistics import CONFIDENCE, RESAMPLES, Bootstrap
 from scotoma.files import write_json, write_text
 
@@ -121,6 +122,11 @@ class Evaluation:
 
     content: dict[str, Any]
 
+    @property
+    def is_anomaly(self) -> bool:
+        """Of anomaly maps; then the content is that of `scotoma.evaluation.map_summary`."""
+        return self.content.get("kind") == "anomaly"
+
     @classmethod
     def load(cls, path: Path) -> Evaluation:
         """Read `evaluation.json`, or the folder that holds it.
@@ -140,13 +146,17 @@ class Evaluation:
 
     def tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
         """Title, header and rows of each table to print."""
+        if self.is_anomaly:
+            return map_tables.printed_maps(self.content)
         return tables.printed(self.content)
 
     def write(self, folder: Path) -> None:
         """Write `evaluation.json`, `cases.csv` and `lesions.csv`."""
         folder = Path(folder)
-        write_text(folder / "cases.csv", tables.cases_csv(self.content))
-        write_text(folder / "lesions.csv", tables.lesions_csv(self.content))
+        by_case = map_tables.map_cases_csv if self.is_anomaly else tables.cases_csv
+        by_lesion = map_tables.map_lesions_csv if self.is_anomaly else tables.lesions_csv
+        write_text(folder / "cases.csv", by_case(self.content))
+        write_text(folder / "lesions.csv", by_lesion(self.content))
         write_json(folder / "evaluation.json", self.content, indent=None)
 
 
@@ -165,7 +175,8 @@ def evaluate(
     """Evaluate a folder of predictions, case by case and together.
 
     A case that cannot be evaluated (no prediction, unreadable, another grid, an unexpected value) is listed
-    with the reason, and the others are done.
+    with the reason, and the others are done. A folder of anomaly maps is recognised by its `prediction.json`;
+    what is said of it stands in `scotoma.evaluation.map_summary`.
 
     Args:
         predictions: folder written by `predict`, or any folder of masks named like the truth.
@@ -186,28 +197,29 @@ def evaluate(
     predictions, truth = Path(predictions), Path(truth)
     options = Options(Policy(policy), float(tolerance))
     found = pair_folders(predictions, truth, labels)
-    values, notes = _decide(found.pairs, label_map or found.label_map, found.label_names, workers)
-    failed = dict(found.failed)
-    results: dict[str, CaseResult] = {}
-    run = partial(_one_case, values=values, options=options)
-    for done, (pair, result) in enumerate(_in_processes(run, found.pairs, workers), start=1):
-        if isinstance(result, CaseResult):
-            results[pair.case] = result
-        else:
-            failed[pair.case] = result
-        if progress:
-            progress(done, len(found.pairs))
-    ordered = [results[pair.case] for pair in found.pairs if pair.case in results]
-    content = _content(ordered, values.truth.classes, options, seed)
-    content |= {
+    if found.anomaly is not None:
+        # Beside the result there is room; the system's temporary folder may be in memory.
+        content = evaluate_maps(found, label_map, workers, seed, progress, None if out is None else Path(out))
+    else:
+        content = _evaluate_masks(found, label_map, options, workers, seed, progress)
+    rows, failed = content["cases"], found.failed | content["failed"]
+    about = {
+        "schema": 1,
+        "kind": "masks" if found.anomaly is None else "anomaly",
+        "scotoma": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {name: version(name) for name in ("numpy", "scipy", "connected-components-3d")},
         "predictions": str(predictions.resolve()),
         "truth": str(truth.resolve()),
         "recipe": found.recipe,
         "run": found.run,
-        "notes": [*found.notes, *notes, *content["notes"]],
+    }
+    content = about | content
+    content |= {
+        "notes": [*found.notes, *content["notes"]],
         "counts": {
             "expected": len(found.pairs) + len(found.failed),
-            "evaluated": len(ordered),
+            "evaluated": len(rows),
             "failed": len(failed),
             "not_predicted": len(found.not_predicted),
             "no_truth": len(found.no_truth),
@@ -216,10 +228,36 @@ def evaluate(
         "not_predicted": found.not_predicted,
         "no_truth": found.no_truth,
     }
+    if found.anomaly is not None:
+        content["counts"]["without_lesion"] = sum(not row["lesion_voxels"] for row in rows)
     evaluation = Evaluation(summary.clean(content))
     if out is not None:
         evaluation.write(Path(out))
     return evaluation
+
+
+def _evaluate_masks(
+    found: Pairing,
+    label_map: LabelMap | None,
+    options: Options,
+    workers: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, Any]:
+    values, notes = _decide(found.pairs, label_map or found.label_map, found.label_names, workers)
+    failed: dict[str, str] = {}
+    results: dict[str, CaseResult] = {}
+    run = partial(_one_case, values=values, options=options)
+    for done, (pair, result) in enumerate(in_processes(run, found.pairs, workers), start=1):
+        if isinstance(result, CaseResult):
+            results[pair.case] = result
+        else:
+            failed[pair.case] = result
+        if progress:
+            progress(done, len(found.pairs))
+    ordered = [results[pair.case] for pair in found.pairs if pair.case in results]
+    content = _content(ordered, values.truth.classes, options, seed)
+    return content | {"failed": failed, "notes": [*notes, *content["notes"]]}
 
 
 def _decide(
@@ -229,7 +267,7 @@ def _decide(
         return Values(label_map, label_map), []
     truth: dict[str, list[int]] = {}
     prediction: dict[str, list[int]] = {}
-    for pair, found in _in_processes(_values, pairs, workers):
+    for pair, found in in_processes(_values, pairs, workers):
         if not isinstance(found, str):
             truth[pair.case], prediction[pair.case] = found
     if not truth:
@@ -263,18 +301,6 @@ def _one_case(pair: Pair, values: Values, options: Options) -> CaseResult | str:
         return f"{pair.prediction}: could not be evaluated ({type(error).__name__}: {error})."
 
 
-def _in_processes(act: Callable[[Pair], Any], pairs: list[Pair], workers: int) -> Iterator[tuple[Pair, Any]]:
-    if workers <= 1 or len(pairs) < 2:
-        for pair in pairs:
-            yield pair, act(pair)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(pairs)), mp_context=context) as pool:
-        waiting = {pool.submit(act, pair): pair for pair in pairs}
-        for future in as_completed(waiting):
-            yield waiting[future], future.result()
-
-
 def _content(results: list[CaseResult], classes: list[str], options: Options, seed: int) -> dict[str, Any]:
     """Everything that follows from the cases alone."""
     rows = [r.row for r in results]
@@ -305,10 +331,6 @@ def _content(results: list[CaseResult], classes: list[str], options: Options, se
             Bootstrap([r.row["patient"] for r in with_maps], seed),
         )
     return {
-        "schema": 1,
-        "scotoma": __version__,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {name: version(name) for name in ("numpy", "scipy", "connected-components-3d")},
         "unit": unit,
         "volume_unit": "px" if unit == "px" else "ml" if three_d else "mm^2",
         "classes": classes,

@@ -18,7 +18,8 @@ from scotoma.errors import InputError
 class Pair:
     """A case to evaluate; `images` may be empty and `probabilities` None when they are not known.
 
-    `annotated` lists the foreground classes drawn in the case, None for all of them.
+    `annotated` lists the foreground classes drawn in the case, None for all of them. `maps` (the anomaly
+    map of each method, the detector's own first) and `region` belong to predictions of anomalies.
     """
 
     case: str
@@ -28,6 +29,8 @@ class Pair:
     images: tuple[Path, ...] = ()
     probabilities: Path | None = None
     annotated: list[int] | None = None
+    maps: Mapping[str, Path] = field(default_factory=dict)
+    region: Path | None = None
 
 
 @dataclass
@@ -42,6 +45,7 @@ class Pairing:
         label_map: written by `predict`, None in a folder from elsewhere.
         label_names: value -> name, where the dataset says it.
         recipe, run: as `predict` wrote them.
+        anomaly: content of `prediction.json` where the predictions are anomaly maps; else None.
         notes: sentences for the user.
     """
 
@@ -53,6 +57,7 @@ class Pairing:
     label_names: Mapping[int, str] | None = None
     recipe: str | None = None
     run: str | None = None
+    anomaly: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -71,6 +76,8 @@ class _Prediction:
     probabilities: Path | None = None
     patient: str | None = None
     annotated: list[int] | None = None
+    maps: Mapping[str, Path] = field(default_factory=dict)
+    region: Path | None = None
 
 
 def pair_folders(predictions: Path, truth: Path, labels: str | None = None) -> Pairing:
@@ -115,6 +122,8 @@ def pair_folders(predictions: Path, truth: Path, labels: str | None = None) -> P
                     p.images or t.images,
                     p.probabilities,
                     p.annotated,
+                    p.maps,
+                    p.region,
                 )
             )
         elif case not in out.failed:
@@ -190,15 +199,26 @@ def _find_predictions(folder: Path, out: Pairing) -> tuple[dict[str, _Prediction
         out.label_map = LabelMap.model_validate(content["label_map"])
         out.recipe, out.run = content.get("recipe"), content.get("run")
         out.failed.update({str(case): str(why) for case, why in content.get("failed", {}).items()})
+        if content.get("kind") == "anomaly":
+            float(content["threshold"])
+            out.anomaly = content
         found_predictions = {}
         for case, entry in content["cases"].items():
             maps = entry.get("probabilities")
+            anomaly: dict[str, Any] = {}
+            if out.anomaly is not None:
+                files = {method_name(content): entry["map"], **(entry.get("baselines") or {})}
+                anomaly = {
+                    "maps": {m: folder / f for m, f in files.items()},
+                    "region": folder / entry["region"],
+                }
             found_predictions[case] = _Prediction(
                 folder / entry["prediction"],
                 tuple(folder / image for image in entry.get("images", ())),
                 folder / maps if maps else None,
                 entry.get("patient"),
                 entry.get("annotated"),
+                **anomaly,
             )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
@@ -206,6 +226,11 @@ def _find_predictions(folder: Path, out: Pairing) -> tuple[dict[str, _Prediction
             "to take the masks as they are."
         ) from error
     return found_predictions, set(found_predictions) | set(out.failed)
+
+
+def method_name(listing: Mapping[str, Any]) -> str:
+    """What the detector that wrote a `prediction.json` of anomaly maps is called beside its baselines."""
+    return str(listing.get("recipe") or "no-labels")
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def cases_csv(content: dict[str, Any]) -> str:
                 + [figures[k] for k in (*METRICS, *_CASE_COUNTS)]
                 + [lesions[k] for k in (*_LESION_COUNTS, "sensitivity", "precision", "f1")]
             )
-    return _csv(header, rows)
+    return csv_text(header, rows)
 
 
 def lesions_csv(content: dict[str, Any]) -> str:
@@ -131,10 +131,11 @@ def lesions_csv(content: dict[str, Any]) -> str:
                     rows.append([case["case"], name, "false positive", x["id"], None, None])
                     rows[-1] += [x["confidence"], x["volume"], x["diameter"], None, None]
                     rows[-1].append(" ".join(f"{c:g}" for c in x["centre"]))
-    return _csv(header, rows)
+    return csv_text(header, rows)
 
 
-def _csv(header: list[str], rows: list[list[Any]]) -> str:
+def csv_text(header: list[str], rows: list[list[Any]]) -> str:
+    """Rows below their header; what is undefined is empty."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(header)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from scotoma.data.labels import IGNORE
+from scotoma.reporting.heat import HeatScale
 from scotoma.reporting.outlines import outline
 from scotoma.reporting.viewer import LoadedCase
 
@@ -75,8 +76,14 @@ class Picture:
     centred: bool
 
 
-def overview(case: LoadedCase, index: int = 0) -> Picture:
-    """A whole slice of a volume (see `slice_of`), or a whole picture; empty margins are cut off."""
+def overview(case: LoadedCase, index: int = 0, heat: HeatScale | None = None) -> Picture:
+    """A whole slice of a volume (see `slice_of`), or a whole picture; empty margins are cut off.
+
+    Args:
+        case: to draw.
+        index: of the slice.
+        heat: draw the anomaly map over the image, and the truth's outlines alone.
+    """
     body = case.image.max(axis=-1) if not case.is_volume and case.image.ndim == 3 else case.image
     marked = (case.truth > 0) & (case.truth != IGNORE)
     for mask in case.predictions.values():
@@ -84,7 +91,7 @@ def overview(case: LoadedCase, index: int = 0) -> Picture:
     if case.is_volume:
         # All slices of a case get the same frame, so that they can be compared.
         body, marked = _seen(body.mean(axis=case.through)), _seen(marked.any(axis=case.through))
-    return _draw(case, index, _frame(body, marked), f"Case {case.name}", False)
+    return _draw(case, index, _frame(body, marked), f"Case {case.name}", False, heat)
 
 
 def slice_of(case: LoadedCase, which: str) -> int:
@@ -176,18 +183,29 @@ def _mirror(side: Span, n: int) -> Span:
     return n - side[1], n - side[0]
 
 
-def _draw(case: LoadedCase, index: int, frame: tuple[Span, Span], what: str, centred: bool) -> Picture:
+def _draw(
+    case: LoadedCase,
+    index: int,
+    frame: tuple[Span, Span],
+    what: str,
+    centred: bool,
+    heat: HeatScale | None = None,
+) -> Picture:
     def plane(array: np.ndarray) -> np.ndarray:
         return _window(_seen(array.take(index, case.through)) if case.is_volume else array, *frame)
 
     image = _grey_levels(plane(case.image), case.window)
+    shows = "with the outlines of truth and prediction"
+    if heat is not None and case.scores is not None:
+        image = heat.over(image, plane(case.scores))
+        shows = "with the anomaly map over it"
     truth = plane(case.truth)
     outlines = [
         Outline(outline(truth == v), *(("ignored", 0) if v == IGNORE else ("truth", int(v))))
         for v in np.unique(truth)
         if v
     ]
-    for role, mask in case.predictions.items():
+    for role, mask in case.predictions.items() if heat is None else ():
         mask = plane(mask)
         outlines += [Outline(outline(mask == v), role, int(v)) for v in np.unique(mask) if v and v != IGNORE]
     down, across = _plane_axes(case)
@@ -204,7 +222,7 @@ def _draw(case: LoadedCase, index: int, frame: tuple[Span, Span], what: str, cen
         columns=n_columns,
         rows=n_rows,
         aspect=round(width / (n_rows * case.spacing[down]), 4),
-        alt=f"{what}{', ' + where if where else ''}, with the outlines of truth and prediction",
+        alt=f"{what}{', ' + where if where else ''}, {shows}",
         outlines=tuple(outlines),
         edges=edges,
         scale_bar=_scale_bar(width) if case.unit == "mm" else None,

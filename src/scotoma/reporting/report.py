@@ -8,12 +8,15 @@ machine it was made on and nothing from an image's header.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from scotoma.errors import InputError
 from scotoma.reporting.comparison import build_comparison
 from scotoma.reporting.findings import run_warnings
+from scotoma.reporting.map_sections import build_map_chapter
+from scotoma.reporting.map_sources import MapFolder, is_map_folder, read_map_folder
 from scotoma.reporting.page import write_page
 from scotoma.reporting.run_sections import data_summary, settings, training_curves
 from scotoma.reporting.sections import build_chapter
@@ -31,7 +34,8 @@ def build_report(
     Args:
         run: run folder; evaluations inside it (`validation/`, ...) are found.
         out: HTML file; default RUN/report.html.
-        evaluations: further evaluation folders, such as a test set's; they come first.
+        evaluations: further evaluation folders, such as a test set's; they come first. Folders of anomaly
+            maps count also without an evaluation.
         compare: other run folders, held against this one on the evaluation of the same name.
 
     Returns:
@@ -49,7 +53,7 @@ def build_report(
         "recipe": this.recipe,
         "introduction": None,
         "warnings": warnings,
-        "chapters": [build_chapter(e) for e in found],
+        "chapters": [build_map_chapter(e) if isinstance(e, MapFolder) else build_chapter(e) for e in found],
         "no_chapters": None
         if found
         else "There is no evaluation in the run folder yet; run `scotoma evaluate`.",
@@ -84,6 +88,8 @@ def compare_report(
         >>> compare_report({"baseline": (Path("a"), Path("a/test")),
         ...                 "missing-lesions": (Path("b"), Path("b/test"))}, Path("c.html"))  # doctest: +SKIP
     """
+    for _, evaluation in runs.values():
+        _refuse_maps(evaluation)
     evaluations = {name: read_evaluation(evaluation, Run(run)) for name, (run, evaluation) in runs.items()}
     content: dict[str, Any] = {
         "title": title,
@@ -103,8 +109,13 @@ def compare_report(
     return write_page(Path(out), "report.html.j2", content)
 
 
-def _evaluations(run: Run, given: Sequence[Path]) -> list[Evaluation]:
-    found: list[Evaluation] = []
+def _refuse_maps(folder: Path) -> None:
+    if is_map_folder(folder):
+        raise InputError(f"{folder}: holds anomaly maps, which are not held side by side; give masks.")
+
+
+def _evaluations(run: Run, given: Sequence[Path]) -> list[Evaluation | MapFolder]:
+    found: list[Evaluation | MapFolder] = []
     seen: set[Path] = set()
     for folder in [*given, *run.evaluation_folders()]:
         folder = Path(folder)
@@ -116,23 +127,24 @@ def _evaluations(run: Run, given: Sequence[Path]) -> list[Evaluation]:
         name = folder.resolve().name
         if len(run.folds) > 1 and owner.folder.resolve() in folder.resolve().parents:
             name = f"{owner.name} {name}".replace("_", " ")
-        found.append(read_evaluation(folder, owner, name))
+        read = read_map_folder if is_map_folder(folder) else read_evaluation
+        found.append(read(folder, owner, name))
     names = [e.name for e in found]
     # Two folders of one name (pred/test, other/test) need headings that differ.
     return [
-        e
-        if names.count(e.name) == 1
-        else Evaluation(f"{e.folder.resolve().parent.name} {e.name}", e.folder, e.content, e.run)
+        e if names.count(e.name) == 1 else replace(e, name=f"{e.folder.resolve().parent.name} {e.name}")
         for e in found
     ]
 
 
-def _compared(run: Run, found: list[Evaluation], others: Sequence[Path]) -> dict[str, Any] | None:
+def _compared(run: Run, found: list[Evaluation | MapFolder], others: Sequence[Path]) -> dict[str, Any] | None:
     if not others:
         return None
     if not found:
         raise InputError(f"{run.folder}: has no evaluation to compare; run `scotoma evaluate` first.")
     mine = found[0]
+    if isinstance(mine, MapFolder):
+        raise InputError(f"{mine.folder}: holds anomaly maps, which are not held side by side; give masks.")
     evaluations = {run.name: mine}
     for folder in others:
         other = Run(folder)
@@ -142,6 +154,7 @@ def _compared(run: Run, found: list[Evaluation], others: Sequence[Path]) -> dict
                 f"{folder}: has no evaluation named {mine.folder.resolve().name} to compare with;"
                 " write one there."
             )
+        _refuse_maps(twin)
         name = (
             other.name
             if other.name not in evaluations

@@ -57,18 +57,22 @@ def data_summary(run: Run) -> Section:
     if not found.get("cases"):
         return Section("data", title, None, "There is no fingerprint.json in the run folder.")
     unit = unit_name(found.get("unit", "px"))
-    plan = first.plan
     splits = first.splits
     parts = [f"{len(splits[name])} {name}" for name in ("train", "validation", "test") if splits.get(name)]
     facts = [
-        ("Cases", f"{len(found['cases'])} ({found.get('labelled', 0)} with a mask)"),
+        (
+            "Normal cases" if run.is_anomaly else "Cases",
+            str(len(found["cases"]))
+            + ("" if run.is_anomaly else f" ({found.get('labelled', 0)} with a mask)"),
+        ),
         *([("Split", ", ".join(parts))] if parts else []),
         ("Images", _KINDS.get(found.get("kind", ""), str(found.get("kind", "")))),
-        ("Channels", ", ".join(plan.get("channel_names") or []) or str(found.get("channels", ""))),
+        ("Channels", ", ".join(first.channel_names) or str(found.get("channels", ""))),
         ("Median shape", " × ".join(significant(n) for n in found.get("median_shape", [])) + " voxels"),
         ("Median spacing", " × ".join(significant(n) for n in found.get("median_spacing", [])) + f" {unit}"),
-        ("Foreground", _share(found.get("foreground_share")) + " of the voxels that count"),
     ]
+    if not run.is_anomaly:
+        facts.append(("Foreground", _share(found.get("foreground_share")) + " of the voxels that count"))
     rows = []
     for name, c in (found.get("classes") or {}).items():
         per_case, diameter = c.get("lesions_per_case"), c.get("diameter")
@@ -119,6 +123,7 @@ def settings(run: Run) -> Section:
             "tables": [
                 ("Settings", flat(current), {}),
                 ("Plan", flat(plan), {k: hide_paths(str(v)) for k, v in reasons.items()}),
+                ("Preparation of the images", flat(first.preparation), {}),
                 ("Versions", flat(environment.get("versions") or {}), {}),
                 ("Run", flat({k: v for k, v in about.items() if v not in (None, [])}), {}),
             ]

@@ -56,6 +56,20 @@ class Run:
         return self._json("plan.json", {})
 
     @cached_property
+    def preparation(self) -> dict[str, Any]:
+        """How images become cases of a method without labels; empty for the others."""
+        return self._json("preparation.json", {})
+
+    @property
+    def is_anomaly(self) -> bool:
+        """Whether it learned from normal cases alone."""
+        return self.settings.get("anomaly") is not None
+
+    @property
+    def channel_names(self) -> list[str]:
+        return list(self.plan.get("channel_names") or self.preparation.get("channels") or [])
+
+    @cached_property
     def environment(self) -> dict[str, Any]:
         return self._json("environment.json", {})
 
@@ -97,10 +111,15 @@ class Run:
         return [Run(p) for p in parts] or [self]
 
     def evaluation_folders(self) -> list[Path]:
-        """Folders with an evaluation inside this run: test sets first, the validation cases last."""
+        """Folders with an evaluation inside this run: test sets first, the validation cases last.
+
+        Of a run without labels also predictions that were not evaluated, as those of its normal cases.
+        """
         found = list(self.folder.glob("*/evaluation.json")) + list(
             self.folder.glob("fold_*/validation/evaluation.json")
         )
+        if self.is_anomaly:
+            found += self.folder.glob("*/prediction.json")
         folders = sorted({path.parent for path in found}, key=lambda p: (p.name == "validation", str(p)))
         return folders
 

@@ -19,6 +19,11 @@ def learning_curves(runs: dict[str, Run]) -> list[Figure]:
     terms = sorted((c for c in columns if c.startswith("train_")), key=lambda c: (c != "train_loss", c))
     figures = [validation_curve(runs)]
     figures += [
+        _curve(runs, name, name.replace("_", " "))
+        for name in columns
+        if name.startswith("validation_") and not name.startswith("validation_dice")
+    ]
+    figures += [
         _curve(runs, name, "loss" if name == "train_loss" else f"loss term {name.removeprefix('train_')}")
         for name in terms
     ]

@@ -37,6 +37,7 @@ class LoadedCase:
         window: intensities shown as black and white.
         through: axis that a volume is cut across; 0 for a picture.
         turns: how the file's axes were turned; empty for a picture.
+        scores: anomaly map of the same shape, NaN where nothing was scored; None where there is none.
     """
 
     name: str
@@ -48,6 +49,7 @@ class LoadedCase:
     window: tuple[float, float]
     through: int
     turns: Turns
+    scores: np.ndarray | None = None
 
     @property
     def is_volume(self) -> bool:
@@ -85,7 +87,7 @@ class Viewer:
         self._sources = {role: evaluation, **(others or {})}
         plan = evaluation.run.plan if evaluation.run else {}
         settings = evaluation.run.settings if evaluation.run else {}
-        self._names: list[str] = list(plan.get("channel_names") or [])
+        self._names = evaluation.run.channel_names if evaluation.run else []
         self._normalisation: list[dict[str, Any]] = list(plan.get("normalisation") or [])
         self._annotated: dict[str, list[int]] = (settings.get("data") or {}).get("annotated") or {}
         self._chosen: int | None = None
@@ -124,9 +126,7 @@ class Viewer:
         window = self._window(shown, index)
         turns = turns_to_ras(image.grid.affine)
         predictions = {role: turn(mask, turns) for role, mask in predictions.items()}
-        spacing = tuple(spacing[source] for source in np.argsort([target for target, _ in turns]))
-        coarse = int(np.argmax(spacing))
-        through = coarse if spacing[coarse] > 1.5 * min(spacing) else 2
+        spacing, through = seen_along(spacing, turns)
         return LoadedCase(
             name, turn(shown, turns), turn(truth, turns), predictions, spacing, unit, window, through, turns
         )
@@ -140,12 +140,10 @@ class Viewer:
 
     def _picture(self, image: Image, n_files: int) -> tuple[np.ndarray, tuple[float, float]]:
         """Colour as it is, else one channel."""
-        if image.array.shape[0] in (3, 4) and n_files == 1:
-            colour = np.moveaxis(image.array[:3], 0, -1)
-            eight_bit = 1 < float(colour.max()) <= 255
-            return colour, (0.0, 255.0) if eight_bit else _percentiles(colour, 99.9)
+        if is_colour(image, n_files):
+            return colour_picture(image)
         index = self._channel(image)
-        return image.array[index], _percentiles(image.array[index], 99.9)
+        return image.array[index], percentiles(image.array[index], 99.9)
 
     def _channel(self, image: Image) -> int:
         if image.array.shape[0] == 1:
@@ -167,7 +165,7 @@ class Viewer:
         how = self._normalisation[index] if index < len(self._normalisation) else {}
         if how.get("kind") == "ct":
             return float(how["lower"]), float(how["upper"])
-        return _percentiles(channel, 99.3)
+        return percentiles(channel, 99.3)
 
 
 def _mask(evaluation: Evaluation, path: str, image: Image) -> np.ndarray:
@@ -210,7 +208,19 @@ def lesion_contrast(channel: np.ndarray, truth: np.ndarray) -> float:
     return gap / (float(values[ring].std()) + 1e-6)
 
 
-def _percentiles(image: np.ndarray, upper: float) -> tuple[float, float]:
+def is_colour(image: Image, n_files: int) -> bool:
+    """A picture whose channels are red, green and blue."""
+    return image.grid.ndim == 2 and image.array.shape[0] in (3, 4) and n_files == 1
+
+
+def colour_picture(image: Image) -> tuple[np.ndarray, tuple[float, float]]:
+    """(row, column, 3) and the values shown as black and white."""
+    colour = np.moveaxis(image.array[:3], 0, -1)
+    eight_bit = 1 < float(colour.max()) <= 255
+    return colour, (0.0, 255.0) if eight_bit else percentiles(colour, 99.9)
+
+
+def percentiles(image: np.ndarray, upper: float) -> tuple[float, float]:
     """Intensities shown as black and white: nearly all but what is background."""
     # An odd step meets the same column of a slice only rarely.
     flat = image.reshape(-1)[:: max(1, image.size // 1_000_000) | 1]
@@ -233,6 +243,13 @@ def turns_to_ras(affine: np.ndarray) -> Turns:
     # An axis without a direction (a degenerate affine) takes a place that is left.
     free = [t for t in range(3) if t not in orientation[:, 0]]
     return tuple((int(t), int(s)) if np.isfinite(t) else (free.pop(0), 1) for t, s in orientation)
+
+
+def seen_along(spacing: tuple[float, ...], turns: Turns) -> tuple[tuple[float, ...], int]:
+    """Spacing of a volume along the axes of the view, and the axis that it is cut across."""
+    turned = tuple(spacing[source] for source in np.argsort([target for target, _ in turns]))
+    coarse = int(np.argmax(turned))
+    return turned, coarse if turned[coarse] > 1.5 * min(turned) else 2
 
 
 def turn(array: np.ndarray, turns: Turns) -> np.ndarray:
