@@ -233,9 +233,10 @@ def _write(name: str, heading: str, tasks: Sequence[Task], work: Path, steps: in
                 if not development:
                     lines += [_verdict(task, runs), ""]
     lines += [
-        f"{steps} steps each. Mean and range over the seeds; the difference is taken seed by seed, and is clear"
-        " when its whole range lies on one side of zero with three seeds or more. Collapsed: see `collapsed` in"
-        " `effects.py`, or an alarm in training. The seconds are those of a training on a busy machine.",
+        f"{steps} steps each. Mean and range over the seeds; the difference is taken seed by seed, and is"
+        " clear when its whole range lies on one side of zero with three seeds or more. Collapsed: see"
+        " `collapsed` in `effects.py`, or an alarm in training. The seconds are those of a training on a busy"
+        " machine.",
         "",
     ]
     write_results(name, content, "\n".join(lines))
