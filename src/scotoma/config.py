@@ -168,6 +168,10 @@ class TrainingSettings(Section):
 class PredictionSettings(Section):
     overlap: float = Field(default=0.5, ge=0, lt=1, description="of neighbouring windows")
     flips: bool = Field(default=False, description="average over inputs mirrored along the plan's flips")
+    smooth_stem: bool = Field(
+        default=True,
+        description="where the network's stem is strided, average over the image moved by half the stride",
+    )
 
 
 class Settings(Section):

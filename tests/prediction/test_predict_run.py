@@ -18,7 +18,8 @@ from scotoma.data.normalisation import Normalisation
 from scotoma.data.plan import Plan, make_plan
 from scotoma.data.splits import Split
 from scotoma.errors import InputError, SettingsError
-from scotoma.prediction.predict import Predictor, predict_folder
+from scotoma.networks.segmenter import build_segmenter
+from scotoma.prediction.predict import MovedStem, Predictor, predict_folder
 from scotoma.training.run import RunFolder, new_segmenter
 from scotoma.training.weights import save_weights
 
@@ -111,3 +112,28 @@ def test_a_part_of_the_split_is_predicted(tmp_path):
 def test_a_folder_without_a_model_says_so(tmp_path):
     with pytest.raises(InputError, match="no trained model"):
         Predictor.from_run(tmp_path)
+
+
+@pytest.mark.parametrize(("stem", "move"), [((2, 2), (1, 1)), ((1, 4), (0, 2))])
+def test_a_strided_stem_is_averaged_over_two_positions(stem, move):
+    torch.manual_seed(0)
+    segmenter = build_segmenter("unet", dims=2, features=(4, 8), strides=[list(stem), [2, 2]]).eval()
+    image = torch.randn(1, 1, 16, 16)
+    with torch.no_grad():
+        plain, averaged = segmenter(image), MovedStem(segmenter)(image)
+        moved = segmenter(torch.roll(image, move, (2, 3)))
+    rows, columns = (slice(0, 16 - m) for m in move)
+    there = moved[:, :, move[0] :, move[1] :]
+    torch.testing.assert_close(averaged[:, :, rows, columns], (plain[:, :, rows, columns] + there) / 2)
+    assert not torch.equal(averaged, plain)
+    # What lies at the far end has no neighbour in the moved image.
+    torch.testing.assert_close(averaged[..., columns.stop :], plain[..., columns.stop :])
+    torch.testing.assert_close(averaged[:, :, rows.stop :], plain[:, :, rows.stop :])
+
+
+def test_the_second_position_can_be_left_out(tmp_path):
+    write_run(tmp_path / "run", "3d")
+    config = tmp_path / "run" / "config.yaml"
+    assert isinstance(Predictor.from_run(tmp_path / "run").models[0], MovedStem)
+    config.write_text(config.read_text().replace("smooth_stem: true", "smooth_stem: false"))
+    assert not isinstance(Predictor.from_run(tmp_path / "run").models[0], MovedStem)

@@ -29,9 +29,9 @@ BUDGET: dict[str, Any] = {
     "training.learning_rate": 2e-3,
     "training.select": "last",
     "training.validation_patches": 16,
-    "network.features": 24,
+    "network.features": 16,
     "network.stem": 2,
-    "plan.patch": [48, 48, 48],
+    "plan.patch": [40, 48, 40],
     "plan.batch": 2,
 }
 """What both recipes get alike; sized for two processor cores."""

@@ -147,7 +147,7 @@ class Evaluation:
         folder = Path(folder)
         write_text(folder / "cases.csv", tables.cases_csv(self.content))
         write_text(folder / "lesions.csv", tables.lesions_csv(self.content))
-        write_json(folder / "evaluation.json", self.content)
+        write_json(folder / "evaluation.json", self.content, indent=None)
 
 
 def evaluate(

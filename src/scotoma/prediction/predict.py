@@ -29,6 +29,7 @@ from scotoma.data.resampling import from_canonical
 from scotoma.data.splits import read_split
 from scotoma.errors import InputError, ScotomaError, SettingsError
 from scotoma.files import write_json
+from scotoma.networks.segmenter import Segmenter
 from scotoma.prediction.restore import ProbabilityStore, restore
 from scotoma.prediction.sliding_window import Model, predict_slabs, slab_axis
 
@@ -61,6 +62,36 @@ class SliceNetwork(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """(B, M, slices, Y, X) -> logits (B, C, 1, Y, X) of the middle slice."""
         return self.network(image.flatten(1, 2)).unsqueeze(2)
+
+
+class MovedStem(nn.Module):
+    """Averages a network with itself on the image moved by half the stride of its stem.
+
+    A strided stem decides about one block of voxels at a time. Moved, the blocks lie elsewhere, so their
+    edges no longer show in the outlines.
+
+    Args:
+        segmenter: (B, M, *S) -> logits (B, C, *S), with `stem` strides.
+    """
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+        self.axes = [2 + a for a, stride in enumerate(segmenter.stem) if stride > 1]
+        self.moves = [stride // 2 for stride in segmenter.stem if stride > 1]
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, M, *S) -> logits (B, C, *S)."""
+        logits = self.segmenter(image)
+        moved = self.segmenter(image.roll(self.moves, self.axes))
+        moved = moved.roll([-m for m in self.moves], self.axes)
+        # The far end saw the near end beside it, so what is there stays as it was.
+        whole = [slice(None)] * image.ndim
+        for axis, move in zip(self.axes, self.moves, strict=True):
+            whole[axis] = slice(0, image.shape[axis] - move)
+        inside = tuple(whole)
+        logits[inside] = (logits[inside] + moved[inside]) / 2
+        return logits
 
 
 @dataclass
@@ -117,18 +148,22 @@ class Predictor:
                     " the same way can be averaged, so predict with each of them alone."
                 )
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        settings = folds[0].settings()
+        prediction = settings.prediction
         models: list[Model] = []
         for fold, plan in zip(folds, plans, strict=True):
             segmenter = fold.segmenter()
-            model = SliceNetwork(segmenter) if plan.network.dims == 2 else segmenter
+            network = (
+                MovedStem(segmenter) if prediction.smooth_stem and max(segmenter.stem) > 1 else segmenter
+            )
+            model = SliceNetwork(network) if plan.network.dims == 2 else network
             models.append(model.to(device).eval())
-        settings = folds[0].settings()
         on_gpu = device.startswith("cuda")
         return cls(
             models,
             plans[0],
-            overlap=settings.prediction.overlap,
-            flips=settings.prediction.flips,
+            overlap=prediction.overlap,
+            flips=prediction.flips,
             batch=plans[0].batch if on_gpu else 1,
             device=device,
             dtype=_PRECISION[settings.training.precision] if on_gpu else torch.float32,

@@ -163,7 +163,7 @@ def build_objective(settings: Settings, plan: Plan) -> Objective:
         raise SettingsError(f"objective: {text}.") from None
     if objective.teacher == "average" and not settings.training.average:
         raise SettingsError(
-            "objective.teacher: there is no averaged network to ask; set training.average, to .99 for instance."
+            "objective.teacher: there is no averaged network to ask; set training.average, such as to .99."
         )
     return objective
 
