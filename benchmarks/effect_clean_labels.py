@@ -1,17 +1,16 @@
 """Every recipe on labels without an added fault: what it costs, and whether it collapses.
 
-python benchmarks/effect_clean_labels.py [--steps 300] [--seeds 3] [--only hippocampus nuclei] [--work FOLDER]
+python benchmarks/effect_clean_labels.py [--steps 200] [--seeds 3] [--only hippocampus nuclei] [--work FOLDER]
 """
 
 from __future__ import annotations
 
-from effects import Method, Task, lesion_figures, run_tasks, segmentation_figures
+from effects import FUNDUS, PICTURES, VOLUMES, Method, Task, lesion_figures, run_tasks, segmentation_figures
 
 METHODS = [
     Method("Dice + CE (baseline)"),
     *(Method(name, name) for name in ("missing-lesions", "noisy-pixels", "rare-target", "few-labels")),
 ]
-PICTURES = {"network.features": 16, "network.depth": 5, "plan.batch": 4}
 TASKS = [
     Task(
         "hippocampus",
@@ -19,7 +18,7 @@ TASKS = [
         "hippocampus",
         METHODS,
         segmentation_figures,
-        {"network.features": 16, "split.folds": 10},
+        VOLUMES,
     ),
     Task("nuclei", "Nuclei", "nuclei", METHODS, lesion_figures, PICTURES),
     Task(
@@ -28,12 +27,7 @@ TASKS = [
         "retina",
         METHODS,
         lesion_figures,
-        {
-            **PICTURES,
-            "data.labels": "microaneurysms",
-            "plan.patch": [1, 256, 256],
-            "prediction.overlap": 0.25,
-        },
+        FUNDUS,
     ),
     Task(
         "ms",
@@ -42,13 +36,11 @@ TASKS = [
         METHODS,
         lesion_figures,
         {
-            "network.features": 16,
+            **PICTURES,
             "data.channels": ["flair", "t1"],
             "data.labels": "lesions",
             "plan.kind": "2d",
-            "plan.patch": [1, 256, 256],
-            "plan.batch": 4,
-            "network.depth": 5,
+            "training.validation_patches": 32,
         },
     ),
 ]
@@ -58,4 +50,4 @@ The labels as they came. A recipe should lose no more than one Dice point where 
 collapse nowhere."""
 
 if __name__ == "__main__":
-    run_tasks("effect_clean_labels", HEADING, TASKS, steps=300)
+    run_tasks("effect_clean_labels", HEADING, TASKS, steps=200)

@@ -1,11 +1,11 @@
 """A share of the cases labelled: what patch-dragsaw contrast and feature selection add.
 
-python benchmarks/effect_few_labels.py [--steps 300] [--seeds 3] [--only labels-4] [--work FOLDER]
+python benchmarks/effect_few_labels.py [--steps 200] [--seeds 3] [--only labels-4] [--work FOLDER]
 """
 
 from __future__ import annotations
 
-from effects import Method, Task, run_tasks, segmentation_figures
+from effects import VOLUMES, Method, Task, run_tasks, segmentation_figures
 
 RECIPE = "few-labels"
 METHODS = [
@@ -22,7 +22,7 @@ TASKS = [
         "hippocampus",
         METHODS,
         segmentation_figures,
-        {"network.features": 16, **({"split.folds": 10} if percent == 100 else {})},
+        VOLUMES,
         labelled=percent / 100,
         candidates=CANDIDATES,
     )
@@ -30,8 +30,8 @@ TASKS = [
 ]
 HEADING = """# Few labels
 
-The labelled cases are drawn by the seed; a fifth of them (a tenth where all are labelled) validates. Every
+The labelled cases are drawn by the seed; a fifth of them (an eighth where all are labelled) validates. Every
 share gets the same number of steps. Means over cases and the two classes; HD95 in mm."""
 
 if __name__ == "__main__":
-    run_tasks("effect_few_labels", HEADING, TASKS, steps=300)
+    run_tasks("effect_few_labels", HEADING, TASKS, steps=200)

@@ -1,12 +1,12 @@
 """Half of the training lesions hidden, at random or the smallest: what each method still finds.
 
-python benchmarks/effect_missing_lesions.py [--steps 300] [--seeds 3] [--only nuclei-random] [--work FOLDER]
+python benchmarks/effect_missing_lesions.py [--steps 200] [--seeds 3] [--only nuclei-random] [--work FOLDER]
 python benchmarks/effect_missing_lesions.py --development --seeds 1 --only nuclei-random
 """
 
 from __future__ import annotations
 
-from effects import Method, Task, lesion_figures, run_tasks
+from effects import FUNDUS, PICTURES, Method, Task, lesion_figures, run_tasks
 
 RECIPE = "missing-lesions"
 CE = {"objective.dice": 0.0}
@@ -53,16 +53,6 @@ CANDIDATES = [
     ours("alpha 1, Dice", alpha=1.0, **with_dice),
     ours("alpha 1.5, Dice, averaged teacher", alpha=1.5, teacher="average", **with_dice),
 ]
-NUCLEI = {"network.features": 16, "network.depth": 5, "plan.batch": 4}
-RETINA = {
-    "data.labels": "microaneurysms",
-    "network.features": 16,
-    "network.depth": 5,
-    "plan.patch": [1, 256, 256],
-    "plan.batch": 4,
-    "training.foreground_share": 0.67,
-    "prediction.overlap": 0.25,
-}
 TASKS = [
     Task(
         f"{name}-{by}",
@@ -74,7 +64,10 @@ TASKS = [
         {"missing_lesions": 0.5, "by": by},
         candidates=CANDIDATES,
     )
-    for name, title, settings in (("nuclei", "Nuclei", NUCLEI), ("retina", "Microaneurysms", RETINA))
+    for name, title, settings in (
+        ("nuclei", "Nuclei", PICTURES),
+        ("retina", "Microaneurysms", {**FUNDUS, "training.foreground_share": 0.67}),
+    )
     for by in ("random", "size")
 ]
 HEADING = """# Missing lesions
@@ -84,4 +77,4 @@ them, the others count objects (a hit shares a pixel; average precision and maxi
 thresholds)."""
 
 if __name__ == "__main__":
-    run_tasks("effect_missing_lesions", HEADING, TASKS, steps=300)
+    run_tasks("effect_missing_lesions", HEADING, TASKS, steps=200)

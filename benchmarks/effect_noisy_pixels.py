@@ -1,6 +1,6 @@
 """Boundaries moved by up to three pixels in half of the training masks: what each method makes of it.
 
-python benchmarks/effect_noisy_pixels.py [--steps 300] [--seeds 3] [--only hippocampus] [--work FOLDER]
+python benchmarks/effect_noisy_pixels.py [--steps 200] [--seeds 3] [--only hippocampus] [--work FOLDER]
 python benchmarks/effect_noisy_pixels.py --development --seeds 1 --only hippocampus
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from effects import Method, Task, run_tasks, segmentation_figures
+from effects import PICTURES, VOLUMES, Method, Task, run_tasks, segmentation_figures
 
 RECIPE = "noisy-pixels"
 
@@ -48,8 +48,8 @@ TASKS = [
         candidates=CANDIDATES,
     )
     for name, title, settings in (
-        ("hippocampus", "Hippocampus", {"network.features": 16, "split.folds": 10}),
-        ("nuclei", "Nuclei", {"network.features": 16, "network.depth": 5, "plan.batch": 4}),
+        ("hippocampus", "Hippocampus", VOLUMES),
+        ("nuclei", "Nuclei", PICTURES),
     )
 ]
 HEADING = """# Noisy pixels
@@ -59,4 +59,4 @@ cases and classes; HD95 in mm or pixels. Hardest-pixel top-k, the opposite of th
 package and was left out."""
 
 if __name__ == "__main__":
-    run_tasks("effect_noisy_pixels", HEADING, TASKS, steps=300)
+    run_tasks("effect_noisy_pixels", HEADING, TASKS, steps=200)

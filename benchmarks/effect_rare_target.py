@@ -1,11 +1,11 @@
 """Microaneurysms, a thousandth of the image: what each loss finds, and how often training collapses.
 
-python benchmarks/effect_rare_target.py [--steps 300] [--seeds 3] [--work FOLDER]
+python benchmarks/effect_rare_target.py [--steps 200] [--seeds 3] [--work FOLDER]
 """
 
 from __future__ import annotations
 
-from effects import Method, Task, lesion_figures, run_tasks
+from effects import FUNDUS, Method, Task, lesion_figures, run_tasks
 
 RECIPE = "rare-target"
 # All draw patches around the target as often as the recipe does, so that the losses alone are compared.
@@ -25,14 +25,7 @@ TASKS = [
         "retina",
         METHODS,
         lesion_figures,
-        {
-            "data.labels": "microaneurysms",
-            "network.features": 16,
-            "network.depth": 5,
-            "plan.patch": [1, 256, 256],
-            "plan.batch": 4,
-            "prediction.overlap": 0.25,
-        },
+        FUNDUS,
     )
 ]
 HEADING = """# Rare target
@@ -42,4 +35,4 @@ pooled over them, the others count lesions. The package has no Tversky
 loss, so the focal loss stands alone."""
 
 if __name__ == "__main__":
-    run_tasks("effect_rare_target", HEADING, TASKS, steps=300)
+    run_tasks("effect_rare_target", HEADING, TASKS, steps=200)

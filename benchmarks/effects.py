@@ -33,6 +33,18 @@ DEVELOPMENT_SEED = 100
 """First seed of the runs in which settings are chosen."""
 
 
+# Small, so that hundreds of trainings fit a processor.
+VOLUMES = {"network.features": 16}
+PICTURES = {
+    "network.features": 8,
+    "network.depth": 5,
+    "plan.patch": [1, 128, 128],
+    "plan.batch": 4,
+    "prediction.overlap": 0.25,
+}
+FUNDUS = {**PICTURES, "plan.patch": [1, 192, 192], "data.labels": "microaneurysms"}
+
+
 @dataclass(frozen=True)
 class Method:
     """A way to train, as the command line could say it.
@@ -169,8 +181,9 @@ def _material(work: Path, task: Task, method: Method, seed: int, steps: int) -> 
     data = real_data(task.folder)
     settings = {
         "split.test": 0.2,
+        "split.folds": 5 if task.labelled < 1 else 8,
         "training.steps": steps,
-        "training.epoch_steps": 50,
+        "training.validation_patches": 16,
         "training.workers": 0,
         "seed": seed,
         "data.cache": str((work.parent / "cache").resolve()),
