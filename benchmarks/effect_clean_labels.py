@@ -1,6 +1,6 @@
 """Every recipe on labels without an added fault: what it costs, and whether it collapses.
 
-python benchmarks/effect_clean_labels.py [--steps 200] [--seeds 3] [--only hippocampus nuclei] [--work FOLDER]
+python benchmarks/effect_clean_labels.py [--steps 400] [--seeds 3] [--only hippocampus nuclei] [--work FOLDER]
 """
 
 from __future__ import annotations
@@ -50,4 +50,4 @@ The labels as they came. A recipe should lose no more than one Dice point where 
 collapse nowhere."""
 
 if __name__ == "__main__":
-    run_tasks("effect_clean_labels", HEADING, TASKS, steps=200)
+    run_tasks("effect_clean_labels", HEADING, TASKS, steps=400)

@@ -1,6 +1,6 @@
 """A share of the cases labelled: what patch-dragsaw contrast and feature selection add.
 
-python benchmarks/effect_few_labels.py [--steps 200] [--seeds 3] [--only labels-4] [--work FOLDER]
+python benchmarks/effect_few_labels.py [--steps 400] [--seeds 3] [--only labels-4] [--work FOLDER]
 """
 
 from __future__ import annotations
@@ -34,4 +34,4 @@ The labelled cases are drawn by the seed; a fifth of them (an eighth where all a
 share gets the same number of steps. Means over cases and the two classes; HD95 in mm."""
 
 if __name__ == "__main__":
-    run_tasks("effect_few_labels", HEADING, TASKS, steps=200)
+    run_tasks("effect_few_labels", HEADING, TASKS, steps=400)

@@ -1,6 +1,6 @@
 """Half of the training lesions hidden, at random or the smallest: what each method still finds.
 
-python benchmarks/effect_missing_lesions.py [--steps 200] [--seeds 3] [--only nuclei-random] [--work FOLDER]
+python benchmarks/effect_missing_lesions.py [--steps 400] [--seeds 3] [--only nuclei-random] [--work FOLDER]
 python benchmarks/effect_missing_lesions.py --development --seeds 1 --only nuclei-random
 """
 
@@ -10,9 +10,9 @@ from effects import FUNDUS, PICTURES, Method, Task, lesion_figures, run_tasks
 
 RECIPE = "missing-lesions"
 CE = {"objective.dice": 0.0}
-# The lopsided loss with beta 1 is cross-entropy with a weight on the lesion.
+# Tuned on validation cases (nuclei, one development seed, 200 steps): Dice .787, .832, .859 with 2, 3, 6.
 WEIGHTED = [
-    Method(f"weighted CE, {w:g}", settings={**CE, "objective.class_weights": [1.0, w]}) for w in (2, 3, 6)
+    Method(f"weighted CE, {w:g}", settings={**CE, "objective.class_weights": [1.0, w]}) for w in (2, 3, 6, 10)
 ]
 REED = {
     "objective.voxel": "lopsided",
@@ -26,7 +26,7 @@ METHODS = [
     BASELINE,
     Method("Dice + CE, all labels", complete=True),
     Method("CE", settings=CE),
-    WEIGHTED[0],
+    WEIGHTED[2],
     Method("Reed, hard, beta .8", settings=REED),
     Method("lopsided, published", RECIPE, {"variant": "published"}),
     Method("missing-lesions", RECIPE),
@@ -45,6 +45,8 @@ CANDIDATES = [
     Method("CE", settings=CE),
     *WEIGHTED,
     ours("alpha 3", alpha=3.0),
+    ours("alpha 3, Dice", alpha=3.0, **with_dice),
+    ours("alpha 3, averaged teacher", alpha=3.0, teacher="average"),
     ours("alpha 1.5", alpha=1.5),
     ours("alpha 1", alpha=1.0),
     ours("alpha 1.5, averaged teacher", alpha=1.5, teacher="average"),
@@ -77,4 +79,4 @@ them, the others count objects (a hit shares a pixel; average precision and maxi
 thresholds)."""
 
 if __name__ == "__main__":
-    run_tasks("effect_missing_lesions", HEADING, TASKS, steps=200)
+    run_tasks("effect_missing_lesions", HEADING, TASKS, steps=400)

@@ -1,6 +1,6 @@
 """Boundaries moved by up to three pixels in half of the training masks: what each method makes of it.
 
-python benchmarks/effect_noisy_pixels.py [--steps 200] [--seeds 3] [--only hippocampus] [--work FOLDER]
+python benchmarks/effect_noisy_pixels.py [--steps 400] [--seeds 3] [--only hippocampus] [--work FOLDER]
 python benchmarks/effect_noisy_pixels.py --development --seeds 1 --only hippocampus
 """
 
@@ -59,4 +59,4 @@ cases and classes; HD95 in mm or pixels. Hardest-pixel top-k, the opposite of th
 package and was left out."""
 
 if __name__ == "__main__":
-    run_tasks("effect_noisy_pixels", HEADING, TASKS, steps=200)
+    run_tasks("effect_noisy_pixels", HEADING, TASKS, steps=400)

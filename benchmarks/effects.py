@@ -244,7 +244,12 @@ def _write(name: str, heading: str, tasks: Sequence[Task], work: Path, steps: in
                 where = "validation cases, to choose settings" if development else "test cases"
                 lines += [f"## {task.title}: {where}", "", *_table(runs), ""]
                 if not development:
-                    lines += [_verdict(task, runs), ""]
+                    lines += [_verdict(runs), ""]
+    if not content["test"]:
+        lines += [
+            "No method has been judged on the test cases yet; nothing here says that a recipe helps.",
+            "",
+        ]
     lines += [
         f"{steps} steps each. Mean and range over the seeds; the difference is taken seed by seed, and is"
         " clear when its whole range lies on one side of zero with three seeds or more. Collapsed: see"
@@ -298,9 +303,11 @@ def _signed(values: list[float]) -> str:
     return f"{mean:+.3f} ({min(values):+.3f} to {max(values):+.3f})"
 
 
-def _verdict(task: Task, runs: dict[str, dict[str, Figures]]) -> str:
+def _verdict(runs: dict[str, dict[str, Figures]]) -> str:
     """Which methods differ clearly from the first, for every figure, in words."""
     first = next(iter(runs))
+    if len(runs[first]) < 3:
+        return "Too few seeds for a verdict."
     sentences = []
     for figure in [n for n in next(iter(runs[first].values())) if n not in ("alarms", "training, s")]:
         words: dict[str, list[str]] = {"higher": [], "lower": []}
