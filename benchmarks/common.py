@@ -30,22 +30,29 @@ def real_data(name: str) -> Path:
     return folder
 
 
-def run_once(recipe: str, data: Path, truth: Path, out: Path, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Train on `data`, predict the split's test cases, evaluate them against `truth`.
+def run_once(
+    recipe: str, data: Path, truth: Path, out: Path, overrides: dict[str, Any], part: str = "test"
+) -> dict[str, Any]:
+    """Train on `data`, predict cases of the split, evaluate them against `truth`.
 
     A finished run in `out` is not repeated, so an interrupted benchmark goes on where it was.
+
+    Args:
+        part: "test", or "validation", whose predictions training leaves.
 
     Returns:
         The evaluation's content, with "training_seconds" and "training_steps" added.
     """
     labels = overrides.get("data.labels")
-    if not (out / "test" / "evaluation.json").is_file():
+    judged = out / {"test": "test", "validation": "validation-complete"}[part]
+    if not (judged / "evaluation.json").is_file():
         start = time.monotonic()
         train(data, load_settings(recipe, overrides=overrides), out, resume=(out / "config.yaml").is_file())
         write_json(out / "seconds.json", time.monotonic() - start)
-        predict_folder(out, data, out / "test", part="test", probabilities=True)
-        evaluate(out / "test", truth, out=out / "test", labels=labels)
-    content = json.loads((out / "test" / "evaluation.json").read_text(encoding="utf-8"))
+        if part == "test":
+            predict_folder(out, data, out / "test", part="test", probabilities=True)
+        evaluate(out / part, truth, out=judged, labels=labels)
+    content = json.loads((judged / "evaluation.json").read_text(encoding="utf-8"))
     rows = (out / "metrics.csv").read_text(encoding="utf-8").splitlines()
     last = dict(zip(rows[0].split(","), rows[-1].split(","), strict=False))
     content["training_seconds"], content["training_steps"] = float(last["seconds"]), int(last["step"])

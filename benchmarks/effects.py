@@ -1,0 +1,323 @@
+"""Tasks x methods x seeds, each a training of equal length, and the tables made of them.
+
+A task is real data whose training labels have a known fault. Every method meets the same faulty labels, order
+of cases and validation cases at the same seed, so its difference from the baseline is taken seed by seed.
+Test cases are the last fifth by name, with the labels as they came.
+
+Settings are chosen in development runs: other seeds, judged on the validation cases. Only the methods that
+result are judged on the test cases.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common import real_data, run_once, spread, write_results
+from scotoma.config import load_settings
+from scotoma.data.dataset import open_dataset
+from scotoma.data.splits import Split, make_split
+from scotoma.imperfections.cases import keep_cases
+from scotoma.imperfections.corrupt import corrupt_dataset
+from scotoma.training.run import RunFolder
+from scotoma.training.train import label_map_of
+
+Figures = dict[str, float | None]
+
+DEVELOPMENT_SEED = 100
+"""First seed of the runs in which settings are chosen."""
+
+
+# Small, so that hundreds of trainings fit a processor.
+VOLUMES = {"network.features": 16}
+PICTURES = {
+    "network.features": 8,
+    "network.depth": 5,
+    "plan.patch": [1, 128, 128],
+    "plan.batch": 4,
+    "prediction.overlap": 0.25,
+}
+FUNDUS = {**PICTURES, "plan.patch": [1, 192, 192], "data.labels": "microaneurysms"}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train, as the command line could say it.
+
+    Attributes:
+        name: for the table.
+        recipe: name of a recipe.
+        settings: overrides.
+        complete: train on the labels as they came, without the task's fault.
+    """
+
+    name: str
+    recipe: str = "baseline"
+    settings: dict[str, Any] = field(default_factory=dict)
+    complete: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data, what is wrong with its training labels, and how the methods are compared on it.
+
+    Attributes:
+        name: one word, for `--only` and for folders.
+        title: for the table.
+        folder: of the real data.
+        methods: the first is the one that the others are compared with.
+        figures: content of an evaluation -> what the table shows; the first figure is compared.
+        settings: overrides for all methods: network, patch, batch.
+        fault: arguments of `corrupt_dataset`, None for labels as they came.
+        labelled: share of the cases outside the test set that have a label; a fifth of them validates.
+        candidates: methods among which the development runs choose.
+    """
+
+    name: str
+    title: str
+    folder: str
+    methods: Sequence[Method]
+    figures: Callable[[dict[str, Any]], Figures]
+    settings: dict[str, Any] = field(default_factory=dict)
+    fault: dict[str, Any] | None = None
+    labelled: float = 1.0
+    candidates: Sequence[Method] = ()
+
+
+def run_tasks(name: str, heading: str, tasks: Sequence[Task], steps: int) -> None:
+    """The command line of a benchmark: run what is wanted, and write what has been run so far.
+
+    Args:
+        name: of the result files.
+        heading: first lines of the Markdown file.
+        tasks: all tasks of the benchmark.
+        steps: default of `--steps`.
+    """
+    parser = argparse.ArgumentParser(description=heading)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=[task.name for task in tasks], help="run these tasks")
+    parser.add_argument(
+        "--development",
+        action="store_true",
+        help="run the candidate settings on seeds of their own and judge them on the validation cases",
+    )
+    parser.add_argument("--work", type=Path, default=Path("runs") / name)
+    options = parser.parse_args()
+    work = options.work / f"{options.steps}-steps"
+    first = DEVELOPMENT_SEED if options.development else 0
+    for seed in range(first, first + options.seeds):
+        for task in tasks:
+            if options.only and task.name not in options.only:
+                continue
+            for method in task.candidates if options.development else task.methods:
+                run = _folder(work, task, method, seed)
+                if _evaluation(run, options.development).is_file():
+                    continue
+                data, settings = _material(work, task, method, seed, options.steps)
+                part = "validation" if options.development else "test"
+                run_once(method.recipe, data, real_data(task.folder), run, settings, part)
+                _write(name, heading, tasks, work, options.steps)
+    _write(name, heading, tasks, work, options.steps)
+
+
+def segmentation_figures(content: dict[str, Any]) -> Figures:
+    """Mean over cases and classes, and whether the run collapsed."""
+    summary = content["summary"]["all classes" if len(content["classes"]) > 2 else content["classes"][1]]
+    return {
+        "Dice": summary["dice"]["mean"],
+        "HD95": summary["hd95"]["mean"],
+        "sensitivity": summary["sensitivity"]["mean"],
+        "precision": summary["precision"]["mean"],
+        "collapsed": float(collapsed(content)),
+    }
+
+
+def lesion_figures(content: dict[str, Any]) -> Figures:
+    """Dice, and counts of objects, of the first foreground class, and whether the run collapsed."""
+    name = content["classes"][1]
+    lesions = content["lesions"][name]
+    return {
+        "Dice": content["summary"][name]["dice"]["mean"],
+        "average precision": lesions["average_precision"]["value"],
+        "sensitivity": lesions["sensitivity"]["value"],
+        "precision": lesions["precision"]["value"],
+        "max sensitivity": lesions["max_sensitivity"]["value"],
+        "pixel sensitivity": content["pooled"][name]["sensitivity"]["value"],
+        "pixel precision": content["pooled"][name]["precision"]["value"],
+        "collapsed": float(collapsed(content)),
+    }
+
+
+def collapsed(content: dict[str, Any]) -> bool:
+    """Whether for some class nothing was found, or the masks are hardly better than calling all of the
+    image that class (a precision below twice the class's share)."""
+    for name in content["classes"][1:]:
+        found = truth = voxels = predicted = 0
+        for case in content["cases"]:
+            counts = case["classes"][name]
+            found += counts["true_positives"]
+            predicted += counts["true_positives"] + counts["false_positives"]
+            truth += counts["true_positives"] + counts["false_negatives"]
+            size = 1
+            for n in case["shape"]:
+                size *= n
+            voxels += size - case["ignored_voxels"]
+        if found == 0 or found / predicted < min(0.5, 2 * truth / voxels):
+            return True
+    return False
+
+
+# --- running -------------------------------------------------------------------------------------------
+
+
+def _material(work: Path, task: Task, method: Method, seed: int, steps: int) -> tuple[Path, dict[str, Any]]:
+    """The folder to train on, and all overrides."""
+    data = real_data(task.folder)
+    settings = {
+        "split.test": 0.2,
+        "split.folds": 5 if task.labelled < 1 else 8,
+        "training.steps": steps,
+        "training.validation_patches": 16,
+        "training.workers": 0,
+        "seed": seed,
+        "data.cache": str((work.parent / "cache").resolve()),
+        **task.settings,
+    }
+    if task.labelled < 1:
+        settings["split.file"] = str(_few(work, task, seed, settings))
+    if task.fault and not method.complete:
+        faulty = work.parent / "faulty" / f"{task.name}-{seed}"
+        if not (faulty / "corruption.json").is_file():
+            shared = load_settings(overrides=task.settings)
+            dataset = open_dataset(data, shared.data.labels, shared.data.channels)
+            corrupt_dataset(dataset, label_map_of(dataset, shared), faulty, seed=seed, **task.fault)
+        data = faulty
+    return data, {**settings, **method.settings}
+
+
+def _few(work: Path, task: Task, seed: int, settings: dict[str, Any]) -> Path:
+    """A split in which only some cases outside the test set train and validate."""
+    shared = load_settings(overrides=task.settings)
+    cases = [c for c in open_dataset(real_data(task.folder), shared.data.labels).train if c.label]
+    all_labelled = make_split(cases, test=settings["split.test"], seed=seed)
+    kept = set(keep_cases([*all_labelled.train, *all_labelled.validation], task.labelled, seed))
+    few = make_split([case for case in cases if case.id in kept], seed=seed)
+    path = work.parent / "splits" / f"{task.name}-{seed}.json"
+    Split(train=few.train, validation=few.validation, test=all_labelled.test).save(path)
+    return path.resolve()
+
+
+def _folder(work: Path, task: Task, method: Method, seed: int) -> Path:
+    return work / task.name / re.sub(r"[^a-z0-9.]+", "-", method.name.lower()).strip("-") / f"seed-{seed}"
+
+
+def _evaluation(run: Path, development: bool) -> Path:
+    return run / ("validation-complete" if development else "test") / "evaluation.json"
+
+
+# --- tables --------------------------------------------------------------------------------------------
+
+
+def _write(name: str, heading: str, tasks: Sequence[Task], work: Path, steps: int) -> None:
+    lines = [heading.strip(), ""]
+    content: dict[str, Any] = {"steps": steps, "test": {}, "development": {}}
+    for part in ("test", "development"):
+        development = part == "development"
+        for task in tasks:
+            methods = task.candidates if development else task.methods
+            runs = {m.name: _runs(work, task, m, development) for m in methods}
+            runs = {method: seeds for method, seeds in runs.items() if seeds}
+            if runs:
+                content[part][task.name] = {
+                    "title": task.title,
+                    "settings": {
+                        m.name: {"recipe": m.recipe, **m.settings} for m in methods if m.name in runs
+                    },
+                    "runs": runs,
+                }
+                where = "validation cases, to choose settings" if development else "test cases"
+                lines += [f"## {task.title}: {where}", "", *_table(runs), ""]
+                if not development:
+                    lines += [_verdict(runs), ""]
+    if not content["test"]:
+        lines += [
+            "No method has been judged on the test cases yet; nothing here says that a recipe helps.",
+            "",
+        ]
+    lines += [
+        f"{steps} steps each. Mean and range over the seeds; the difference is taken seed by seed, and is"
+        " clear when its whole range lies on one side of zero with three seeds or more. Collapsed: see"
+        " `collapsed` in `effects.py`, or an alarm in training. The seconds are those of a training on a busy"
+        " machine.",
+        "",
+    ]
+    write_results(name, content, "\n".join(lines))
+
+
+def _runs(work: Path, task: Task, method: Method, development: bool) -> dict[str, Figures]:
+    """Seed -> figures of the finished runs."""
+    found: dict[str, Figures] = {}
+    root = _folder(work, task, method, 0).parent
+    for run in sorted(root.glob("seed-*"), key=lambda path: int(path.name.removeprefix("seed-"))):
+        seed = int(run.name.removeprefix("seed-"))
+        file = _evaluation(run, development)
+        if (seed >= DEVELOPMENT_SEED) == development and file.is_file():
+            figures = task.figures(json.loads(file.read_text(encoding="utf-8")))
+            figures["alarms"] = float(len(RunFolder(run).read_alarms()))
+            figures["training, s"] = json.loads((run / "seconds.json").read_text(encoding="utf-8"))
+            found[str(seed)] = figures
+    return found
+
+
+def _table(runs: dict[str, dict[str, Figures]]) -> list[str]:
+    names = list(next(iter(next(iter(runs.values())).values())))
+    shown = [n for n in names if n not in ("collapsed", "alarms", "training, s")]
+    header = ["method", "seeds", *shown, f"{shown[0]}, difference", "collapsed", "s"]
+    lines = [f"| {' | '.join(header)} |", "|---" + "|---:" * (len(header) - 1) + "|"]
+    reference = next(iter(runs.values()))
+    for method, seeds in runs.items():
+        columns = {n: [f[n] for f in seeds.values() if f[n] is not None] for n in names}
+        cells = [spread(columns[n]) if columns[n] else "-" for n in shown]
+        differences = _differences(seeds, reference, shown[0])
+        same = seeds is reference or not differences
+        bad = sum(f["collapsed"] or f["alarms"] > 0 for f in seeds.values())
+        cells += ["" if same else _signed(differences), f"{int(bad)} of {len(seeds)}"]
+        cells.append(f"{sum(columns['training, s']) / len(seeds):.0f}")
+        lines.append(f"| {method} | {len(seeds)} | {' | '.join(cells)} |")
+    return lines
+
+
+def _differences(seeds: dict[str, Figures], reference: dict[str, Figures], figure: str) -> list[float]:
+    both = [(seeds[s][figure], reference[s][figure]) for s in seeds if s in reference]
+    return [a - b for a, b in both if a is not None and b is not None]
+
+
+def _signed(values: list[float]) -> str:
+    mean = sum(values) / len(values)
+    return f"{mean:+.3f} ({min(values):+.3f} to {max(values):+.3f})"
+
+
+def _verdict(runs: dict[str, dict[str, Figures]]) -> str:
+    """Which methods differ clearly from the first, for every figure, in words."""
+    first = next(iter(runs))
+    if len(runs[first]) < 3:
+        return "Too few seeds for a verdict."
+    sentences = []
+    for figure in [n for n in next(iter(runs[first].values())) if n not in ("alarms", "training, s")]:
+        words: dict[str, list[str]] = {"higher": [], "lower": []}
+        for method in list(runs)[1:]:
+            differences = _differences(runs[method], runs[first], figure)
+            if len(differences) >= 3 and min(differences) > 0:
+                words["higher"].append(method)
+            elif len(differences) >= 3 and max(differences) < 0:
+                words["lower"].append(method)
+        found = [f"{side} with {', '.join(names)}" for side, names in words.items() if names]
+        if figure != "collapsed":
+            sentences.append(f"{figure}: {'; '.join(found) if found else 'no clear difference'}.")
+    return f"Against {first}, clearly (in every seed): " + " ".join(sentences)
