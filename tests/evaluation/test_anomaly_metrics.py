@@ -59,6 +59,25 @@ def test_aupro_by_brute_force(shape: tuple[int, ...], limit: float) -> None:
         )
 
 
+# anomalib 2.7.0, anomalib.metrics.aupro._AUPRO(fpr_limit=limit), on the maps of `test_anomalib_recorded`
+ANOMALIB = {
+    (True, 0.05): 0.17119504511356354,
+    (True, 0.3): 0.4622783064842224,
+    (True, 1.0): 0.7607365846633911,
+    (False, 0.05): 0.17237569391727448,
+    (False, 0.3): 0.4628526568412781,
+    (False, 1.0): 0.7609724998474121,
+}
+
+
+@pytest.mark.parametrize(("ties", "limit"), ANOMALIB)
+def test_anomalib_recorded(ties: bool, limit: float) -> None:
+    """It brings its own torch, so its values were computed once, elsewhere."""
+    cases = [maps(n, (40, 41), ties) for n in range(4)]
+    ours = aupro([c[0] for c in cases], [c[1] for c in cases], limit)
+    assert ours == pytest.approx(ANOMALIB[ties, limit], abs=1e-6)
+
+
 @pytest.mark.parametrize("limit", [0.3, 1.0])
 def test_anomalib(limit: float) -> None:
     reference = pytest.importorskip("anomalib.metrics.aupro")

@@ -136,14 +136,9 @@ def kernel_sums(
     centred = vectors - origin
     # [x, |x|^2, 1] . [2 g v, -g, -g |v|^2] is the exponent -g |x - v|^2: one matrix product gives it
     factors = np.column_stack([2 * gammas[:, None] * centred, -gammas, -gammas * (centred**2).sum(axis=1)])
-    weights = np.zeros((len(vectors), len(machines)))
-    start = 0
-    for column, machine in enumerate(machines):
-        stop = start + len(machine.support_vectors_)
-        weights[start:stop, column] = machine.dual_coef_[0]
-        start = stop
+    ends = np.cumsum([len(m.support_vectors_) for m in machines])
     right = torch.as_tensor(factors.T.copy(), dtype=dtype, device=device)
-    alphas = torch.as_tensor(weights, dtype=dtype, device=device)
+    alphas = [torch.as_tensor(m.dual_coef_[0], dtype=dtype, device=device) for m in machines]
     shift = torch.as_tensor(origin, dtype=dtype, device=device)
     chunk = max(CHUNK_ELEMENTS // len(vectors), 256)
     if torch.device(device).type != "cpu":
@@ -153,5 +148,8 @@ def kernel_sums(
         x = queries[begin : begin + chunk].to(device) - shift
         left = torch.cat([x, x.square().sum(1, keepdim=True), torch.ones_like(x[:, :1])], dim=1)
         kernel = torch.mm(left, right).exp_()
-        out[begin : begin + chunk] = torch.mm(kernel, alphas)
+        # each machine's own columns times its weights: one product with all weights takes many times as long
+        parts = kernel.tensor_split(ends[:-1].tolist(), dim=1)
+        sums = [torch.mv(part, alpha) for part, alpha in zip(parts, alphas, strict=True)]
+        out[begin : begin + chunk] = torch.stack(sums, dim=1)
     return out
