@@ -16,7 +16,9 @@ def test_code_blocks_run(capsys):
         exec(compile(block, PAGE.name, "exec"), names)
         if "candidates" in names:
             best = names["candidates"][0]  # type: ignore[index]
-            assert 6 <= best.x <= 9 and 10 <= best.y <= 12 and 20 <= best.z <= 22
+            assert 6 <= best.x <= 9
+            assert 10 <= best.y <= 12
+            assert 20 <= best.z <= 22
 
 
 def test_links_and_pictures_are_there():
