@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from scotoma.config import load_settings, recipe_names
 from scotoma.data.plan import read_plan
 from scotoma.errors import SettingsError
+from scotoma.networks.extractors import random_extractor
 from scotoma.training.callbacks import SaveEveryEpoch
 from scotoma.training.fit import build_module, contrasted_stages
 from scotoma.training.module import to_unit_range
@@ -93,6 +94,29 @@ def test_the_frozen_extractor_is_no_part_of_what_is_trained(pictures, tmp_path):
     assert trained
     assert all(name.startswith("segmenter.") for name in trained)
     assert not any("extractor" in name for name in load_file(run / "model.safetensors"))
+
+
+@pytest.mark.parametrize("kind", ["pictures", "volumes"])
+def test_an_extractor_is_trained_on_the_own_images(kind, request, tmp_path, monkeypatch):
+    from scotoma.training import extractor
+
+    monkeypatch.setattr(extractor, "STEPS", 3)
+    data = request.getfixturevalue(kind)
+    changes = {"objective.content_extractor": "self", "objective.content_widths": [4, 8]}
+    run = train(data, settings_of("rare-target", **changes), tmp_path / "run")
+    made = load_file(run / "extractor.safetensors")
+    fresh = random_extractor(1, 2 if kind == "pictures" else 3, seed=0, widths=[4, 8]).state_dict()
+    assert made.keys() == fresh.keys()
+    assert not any(torch.equal(made[name], fresh[name]) for name in made if name.endswith("weight"))
+    again = train(data, settings_of("rare-target", **changes), tmp_path / "again")
+    assert all(torch.equal(made[n], v) for n, v in load_file(again / "extractor.safetensors").items())
+    assert not any("extractor" in name for name in load_file(run / "checkpoints" / "last.safetensors"))
+    # The file serves other runs too, which then make none of their own.
+    given = {**changes, "objective.content_weights": str(run / "extractor.safetensors")}
+    other = train(data, settings_of("rare-target", **given), tmp_path / "other")
+    assert not (other / "extractor.safetensors").exists()
+    first, second = (load_file(r / "model.safetensors") for r in (run, other))
+    assert all(torch.equal(first[n], second[n]) for n in first)
 
 
 def test_unit_range():

@@ -7,6 +7,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from scotoma.losses import Objective
 from scotoma.training.callbacks import CollapseAlarm, KeepWeights, MetricsTable, SaveEveryEpoch
 from scotoma.training.checkpoint import SafetensorsCheckpointIO
 from scotoma.training.engine import EarlyStopping, TensorBoardLogger, Trainer
+from scotoma.training.extractor import needs_extractor
 from scotoma.training.module import SegmentationModule
 from scotoma.training.run import RunFolder, new_segmenter
 
@@ -66,7 +68,7 @@ def fit(
     epoch_steps = min(training.epoch_steps, training.steps)
     # Whole epochs, so that the last weights have been validated.
     steps = -(-training.steps // epoch_steps) * epoch_steps
-    module = build_module(settings, plan, train, steps)
+    module = build_module(settings, plan, train, steps, run.extractor)
 
     collapse = CollapseAlarm(training.collapse_patience)
     keep = KeepWeights(run.best, training.select)
@@ -125,9 +127,15 @@ def fit(
 
 
 def build_module(
-    settings: Settings, plan: Plan, train: Sequence[CachedCase], total_steps: int
+    settings: Settings,
+    plan: Plan,
+    train: Sequence[CachedCase],
+    total_steps: int,
+    extractor: Path | None = None,
 ) -> SegmentationModule:
     """Segmenter and objective with fresh weights, decided by the seed.
+
+    `extractor` is the content loss's own, where the objective asks for one (see `training.extractor`).
 
     Raises:
         SettingsError: an objective whose settings contradict each other, or do not fit the network.
@@ -139,18 +147,20 @@ def build_module(
         raise SettingsError(f"network: {error}.") from None
     if settings.network.prior_bias:
         segmenter.set_prior(class_prior(train, len(plan.classes)))
-    objective = build_objective(settings, plan)
+    objective = build_objective(settings, plan, extractor)
     contrast = contrasted_stages(plan) if objective.dragsaw is not None else []
     return SegmentationModule(segmenter, objective, settings, total_steps, plan.classes, contrast)
 
 
-def build_objective(settings: Settings, plan: Plan) -> Objective:
+def build_objective(settings: Settings, plan: Plan, extractor: Path | None = None) -> Objective:
     """The objective that the settings describe.
 
     Raises:
         SettingsError: unknown or contradicting settings.
     """
     content = dict(settings.objective)
+    if extractor is not None and needs_extractor(settings):
+        content["content_weights"] = str(extractor)
     if content.get("dragsaw") and content.get("dragsaw_cross_level"):
         stages = [int(name.rsplit(".", 1)[1]) for name in contrasted_stages(plan)]
         content.setdefault("dragsaw_channels", [plan.network.features[n] for n in stages])
@@ -246,14 +256,16 @@ def loader_workers(wanted: int | None) -> int:
     return max(0, min(8, processors - 1))
 
 
-def time_steps(settings: Settings, plan: Plan, train: Sequence[CachedCase]) -> float:
+def time_steps(
+    settings: Settings, plan: Plan, train: Sequence[CachedCase], extractor: Path | None = None
+) -> float:
     """Seconds of a training step on this machine, with its share of loading and of the validations.
 
     Loading counts in full although other processes do it: on a processor they take their time from training.
     Median of a few steps after warming up.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module = build_module(settings, plan, train, total_steps=1).to(device).train()
+    module = build_module(settings, plan, train, 1, extractor).to(device).train()
     training = settings.training
     patches = PatchDataset(
         train, plan, seed=1, foreground_share=training.foreground_share, augment=training.augmentation

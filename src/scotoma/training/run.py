@@ -49,6 +49,11 @@ class RunFolder:
         return self.path / "model.safetensors"
 
     @property
+    def extractor(self) -> Path:
+        """The content loss's extractor, where it was trained on the run's own images."""
+        return self.path / "extractor.safetensors"
+
+    @property
     def best(self) -> Path:
         """Weights kept so far, while training."""
         return self.path / "checkpoints" / "best.safetensors"

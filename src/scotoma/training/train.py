@@ -208,6 +208,7 @@ def _train_one(
     label_map: LabelMap,
     result: CheckResult,
 ) -> None:
+    from scotoma.training.extractor import make_extractor, needs_extractor
     from scotoma.training.fit import fit, loader_workers, time_steps
 
     cases = {case.id: case for case in dataset.train if case.label is not None}
@@ -231,8 +232,11 @@ def _train_one(
         )
 
     train_cases, validation_cases = prepared(split.train), prepared(split.validation)
+    if needs_extractor(settings) and _first_process() and not run.config.is_file():
+        log.info("training the content loss's extractor on the images")
+        make_extractor(settings, plan, train_cases, run.extractor)
     if settings.training.minutes is not None and not run.config.is_file():
-        seconds = time_steps(settings, plan, train_cases)
+        seconds = time_steps(settings, plan, train_cases, run.extractor)
         settings.training.steps = max(20, int(settings.training.minutes * 60 / seconds))
         settings.training.minutes = None
         log.info("a step takes %.3f s: %d steps", seconds, settings.training.steps)
