@@ -122,6 +122,15 @@ def test_volumes_all_folds(volumes, tmp_path):
     assert not found.failed
 
 
+def test_a_time_budget_becomes_whole_epochs(volumes, tmp_path, monkeypatch):
+    from scotoma.training import fit
+
+    monkeypatch.setattr(fit, "time_steps", lambda *_: 0.03)  # 40 steps fit into .02 minutes
+    changes = {"training.minutes": 0.02, "training.epoch_steps": 15}
+    out = train(volumes, quick(**changes), tmp_path / "fits")
+    assert load_settings(file=out / "config.yaml").training.steps == 30
+
+
 def test_a_time_budget_becomes_steps(volumes, tmp_path):
     out = train(volumes, quick(**{"training.minutes": 0.02, "training.epoch_steps": 10}), tmp_path / "timed")
     steps = load_settings(file=out / "config.yaml").training

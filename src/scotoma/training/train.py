@@ -237,7 +237,9 @@ def _train_one(
         make_extractor(settings, plan, train_cases, run.extractor)
     if settings.training.minutes is not None and not run.config.is_file():
         seconds = time_steps(settings, plan, train_cases, run.extractor)
-        settings.training.steps = max(20, int(settings.training.minutes * 60 / seconds))
+        steps = max(20, int(settings.training.minutes * 60 / seconds))
+        # Down to whole epochs, which `fit` would otherwise fill up, and be late.
+        settings.training.steps = steps - steps % min(settings.training.epoch_steps, steps)
         settings.training.minutes = None
         log.info("a step takes %.3f s: %d steps", seconds, settings.training.steps)
     if _first_process():
