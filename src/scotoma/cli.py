@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from scotoma.data.check import CheckResult
-    from scotoma.data.dataset import Dataset
-    from scotoma.evaluation.evaluate import Evaluation
+from scotoma.console import print_check, print_evaluation, print_json, print_table, saying
 
 app = typer.Typer(
     name="scotoma",
@@ -77,13 +73,13 @@ def demo(
     if recipe is not None:
         _demo_of(recipe, out, seeds, quiet)
         return
-    with _say(quiet) as say:
+    with saying(quiet) as say:
         result = run_demo(out or Path("scotoma-demo"), seeds=seeds, progress=say.progress)
     header = ["recipe", *[label for _, label in FIGURES], "Dice"]
     title = "Lesions of the test patients, against the full truth" + (
         f" (mean and range over {seeds} seeds)" if seeds > 1 else ""
     )
-    _print_table(title, header, result.rows())
+    print_table(title, header, result.rows())
     print(f"{result.seconds:.0f} s; report: {result.report}")
 
 
@@ -95,10 +91,10 @@ def _demo_of(recipe: str, out: Path | None, seeds: int, quiet: bool) -> None:
         raise SettingsError(f"no demo '{recipe}'; there are `scotoma demo` and `scotoma demo no-labels`.")
     if seeds != 1:
         raise SettingsError("--seeds goes with `scotoma demo` alone; `scotoma demo no-labels` runs one seed.")
-    with _say(quiet) as say:
+    with saying(quiet) as say:
         result = run_no_labels_demo(out or Path("scotoma-demo-no-labels"), progress=say.progress)
     title = "Voxels of lesions ranked above others, by kind of lesion; 1 is perfect"
-    _print_table(title, result.header, result.rows())
+    print_table(title, result.header, result.rows())
     print(f"{result.seconds:.0f} s; report: {result.report}")
 
 
@@ -124,7 +120,7 @@ def check(
 
     wanted = load_settings(recipe, config, settings)
     dataset = open_data(data, wanted)
-    with _say(quiet or json) as say:
+    with saying(quiet or json) as say:
         result = run_check(
             dataset,
             label_map=given_label_map(wanted, dataset),
@@ -134,9 +130,9 @@ def check(
             masks_needed=wanted.anomaly is None,
         )
     if json:
-        _print_json(result.to_json())
+        print_json(result.to_json())
     elif not quiet or result.faults:
-        _print_check(data, dataset, result, only_faults=quiet)
+        print_check(data, dataset, result, only_faults=quiet)
     if fix is not None:
         from scotoma.data.repair import repair
 
@@ -181,7 +177,7 @@ def train(
             wanted = _with_setting(wanted, f"training.{name}", value)
     if seed is not None:
         wanted.seed = seed
-    with _say(quiet) as say:
+    with saying(quiet) as say:
         try:
             run_train(
                 data,
@@ -207,7 +203,7 @@ def train(
             return
         for part in RunFolder(out).folds():
             print(f"\nvalidation cases of {part.path}")
-            _print_evaluation(Evaluation.load(part.validation))
+            print_evaluation(Evaluation.load(part.validation))
             for alarm in part.read_alarms():
                 print(f"collapse: {alarm}")
 
@@ -242,7 +238,7 @@ def predict(
     """Segment new images, or score what is not normal in them, on the images' own grid."""
     from scotoma.prediction.predict import predict_folder
 
-    with _say(quiet) as say:
+    with saying(quiet) as say:
         result = predict_folder(
             run,
             images,
@@ -282,7 +278,7 @@ def evaluate(
     """Compare predictions with truth: voxels, surfaces in mm, lesions, calibration; or anomaly maps."""
     from scotoma.evaluation.evaluate import evaluate as run_evaluate
 
-    with _say(quiet or json) as say:
+    with saying(quiet or json) as say:
         evaluation = run_evaluate(
             predictions,
             truth,
@@ -292,9 +288,9 @@ def evaluate(
             progress=lambda done, of: say.progress("evaluating", done, of),
         )
     if json:
-        _print_json(evaluation.content)
+        print_json(evaluation.content)
     else:
-        _print_evaluation(evaluation)
+        print_evaluation(evaluation)
         if not quiet:
             print(f"\ntables: {out or predictions}")
     if evaluation.content["failed"]:
@@ -318,7 +314,7 @@ def report(
     """One self-contained HTML page about a run."""
     from scotoma.reporting.report import build_report
 
-    with _say(quiet) as say:
+    with saying(quiet) as say:
         say.progress("drawing", 0, 0)
         path = build_report(run, out, evaluations=evaluation)
     if not quiet:
@@ -366,58 +362,9 @@ def corrupt(
         seed=seed,
     )
     if json:
-        _print_json(result)
+        print_json(result)
     else:
         print(result["summary"])
-
-
-class _Say:
-    """Progress on stderr, only where a person looks and only for work that takes a while."""
-
-    def __init__(self, quiet: bool) -> None:
-        self.live = not quiet and sys.stderr.isatty()
-        self._bar: Any = None
-        self._task: Any = None
-        self._stage = ""
-
-    def progress(self, stage: str, done: int, of: int) -> None:
-        if not self.live:
-            return
-        if self._bar is None:
-            from rich.console import Console
-            from rich.progress import Progress
-
-            self._bar = Progress(console=Console(stderr=True), transient=True)
-            self._bar.start()
-        if stage != self._stage:
-            if self._task is not None:
-                self._bar.remove_task(self._task)
-            self._stage, self._task = stage, self._bar.add_task(stage, total=of or None)
-        self._bar.update(self._task, completed=done, total=of or None)
-        if of and done >= of:
-            self.stop()
-
-    def stop(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        self._bar, self._task, self._stage = None, None, ""
-
-
-@contextmanager
-def _say(quiet: bool) -> Iterator[_Say]:
-    import logging
-
-    say = _Say(quiet)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.getLogger("scotoma")
-    logger.addHandler(handler)
-    logger.setLevel(logging.WARNING if quiet else logging.INFO)
-    try:
-        yield say
-    finally:
-        say.stop()
-        logger.removeHandler(handler)
 
 
 def _with_setting(settings: Any, name: str, value: Any) -> Any:
@@ -427,79 +374,6 @@ def _with_setting(settings: Any, name: str, value: Any) -> Any:
     section, key = name.split(".")
     content[section][key] = value
     return parse_settings(content, f"--{key}")
-
-
-def _print_json(content: Any) -> None:
-    import json
-
-    print(json.dumps(content, indent=1, allow_nan=False))
-
-
-def _print_check(data: Path, dataset: Dataset, result: CheckResult, only_faults: bool) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=True)
-    for fault in result.faults:
-        console.print(
-            f"{fault.severity}: {fault.message}",
-            style="red" if fault.severity == "error" else "yellow",
-            markup=False,
-        )
-    if only_faults:
-        return
-    found = result.fingerprint
-    print(
-        f"{data}: {result.cases} cases ({dataset.layout}), {result.labelled} with a mask,"
-        f" {result.test} set aside"
-    )
-    if found is not None:
-        shape = " x ".join(f"{n:g}" for n in found.median_shape)
-        spacing = " x ".join(f"{s:.3g}" for s in found.median_spacing)
-        print(f"{found.channels} channel(s), {found.kind_reason}; median {shape}, {spacing} {found.unit}")
-        header = ["class", "cases", "share of voxels", "lesions", "per case", f"diameter, {found.unit}"]
-        rows = []
-        for name, c in found.classes.items():
-            per_case = "{1:g} ({0:g} to {2:g})".format(*c.lesions_per_case) if c.lesions_per_case else "-"
-            size = "{2:.3g} ({0:.3g} to {4:.3g})".format(*c.diameter) if c.diameter else "-"
-            rows.append([name, str(c.cases), f"{100 * c.share:.3g} %", str(c.lesions), per_case, size])
-        _print_table(None, header, rows)
-    if result.label_map is not None:
-        if result.label_map.instances:
-            print("masks: object ids; every non-zero value is one object")
-        else:
-            values = ", ".join(
-                f"{v} = {c if c == 'ignore' else result.label_map.classes[c]}"
-                for v, c in result.label_map.values.items()
-            )
-            print(f"masks: {values}")
-    for reason in result.label_reasons:
-        print(f"  {reason}")
-    if result.recipe is not None:
-        print(f"recipe: {result.recipe} - {result.reason}")
-    print(f"{len(result.errors)} error(s), {len(result.warnings)} warning(s)")
-
-
-def _print_evaluation(evaluation: Evaluation) -> None:
-    for title, header, rows in evaluation.tables():
-        _print_table(title, header, rows)
-    for note in evaluation.content["notes"]:
-        print(note)
-    for case, sentence in evaluation.content["failed"].items():
-        print(f"{case}: {sentence}", file=sys.stderr)
-
-
-def _print_table(title: str | None, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for n, name in enumerate(header):
-        table.add_column(name, justify="left" if n == 0 else "right")
-    for row in rows:
-        table.add_row(*row)
-    # Wide enough for the table even where the output is a file.
-    console = Console(highlight=False)
-    Console(highlight=False, width=max(console.width, 120) if not console.is_terminal else None).print(table)
 
 
 def _guarded(run: Callable[[], None]) -> int:
