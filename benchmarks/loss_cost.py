@@ -6,7 +6,9 @@ Time: median over interleaved repeats in one process, so that a busy machine slo
 thread it is the processor time, which other programs hardly touch, with several the time on the wall.
 Memory: peak of the process's resident memory above what was there before the call, in a second process
 whose allocator gives every block back at once (Linux only). Auxiliary terms are given as their share of a
-training step.
+training step. Losses named nnU-Net are its own where the package nnunetv2 can be imported (its losses need
+nothing but PyTorch, so `pip install --no-deps` into a folder on PYTHONPATH is enough); otherwise stand-ins
+that compute the same are timed and called "nnU-Net-like".
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import gc
+import importlib.metadata
 import json
 import os
 import statistics
@@ -27,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scotoma.config import load_settings
 from scotoma.losses import FeatureCollector, LopsidedBootstrapLoss, Objective, TopKBottomSigmaLoss
 from scotoma.training.environment import machine, versions
 
@@ -52,9 +56,31 @@ def nnunet_like_topk(logits: Tensor, target: Tensor) -> Tensor:
     return loss.topk(loss.numel() // 10, sorted=False).values.mean()
 
 
+def nnunet_losses() -> dict[str, Loss]:
+    """nnU-Net's Dice + CE and top-k, its own or stand-ins."""
+    try:
+        from nnunetv2.training.loss.compound_losses import DC_and_CE_loss  # type: ignore[import-not-found]
+        from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss  # type: ignore[import-not-found]
+        from nnunetv2.training.loss.robust_ce_loss import TopKLoss  # type: ignore[import-not-found]
+    except ImportError:
+        return {
+            "nnU-Net-like Dice + CE": lambda z, y: nnunet_like_dice(z, y) + F.cross_entropy(z, y[:, 0]),
+            "nnU-Net-like TopK 10 %": nnunet_like_topk,
+        }
+    dice = {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}
+    return {
+        "nnU-Net DC_and_CE_loss": DC_and_CE_loss(dice, {}, dice_class=MemoryEfficientSoftDiceLoss),
+        "nnU-Net TopKLoss, 10 %": TopKLoss(k=10),
+    }
+
+
 def losses(classes: int) -> dict[str, Loss]:
-    """Everything that is compared; targets are (B, 1, *S)."""
+    """Everything that is compared; targets are (B, 1, *S). Recipes as at the end of their ramps."""
     from monai.losses.dice import DiceCELoss
+
+    taught = Objective(
+        classes, **load_settings("missing-lesions", overrides={"variant": "teacher"}).objective
+    )
 
     monai = DiceCELoss(to_onehot_y=True, softmax=True)
     combined = {
@@ -66,8 +92,7 @@ def losses(classes: int) -> dict[str, Loss]:
     }
     return {
         REFERENCE: monai,
-        "nnU-Net-like Dice + CE": lambda z, y: nnunet_like_dice(z, y) + F.cross_entropy(z, y[:, 0]),
-        "nnU-Net-like TopK 10 %": nnunet_like_topk,
+        **nnunet_losses(),
         "PyTorch cross-entropy": lambda z, y: F.cross_entropy(z, y[:, 0]),
         "Objective, CE alone": Objective(classes, dice=0.0),
         "Objective, Dice + CE": Objective(classes),
@@ -78,6 +103,11 @@ def losses(classes: int) -> dict[str, Loss]:
         "TopKBottomSigmaLoss, per class": TopKBottomSigmaLoss(per_class=True),
         "Objective, Dice + CE + selection": Objective(classes, sigma=0.05, k=0.75),
         "Objective, lopsided + Dice + selection": Objective(classes, **combined),
+        **{
+            f"recipe {name}": Objective(classes, **load_settings(name).objective)
+            for name in ("missing-lesions", "noisy-pixels")
+        },
+        "recipe missing-lesions, teacher": lambda z, y: taught(z, y, teacher_logits=z.detach()),
     }
 
 
@@ -137,7 +167,11 @@ def measure_memory(shape: tuple[int, ...]) -> dict[str, int]:
 
 
 def step_shares(repeats: int) -> list[dict[str, object]]:
-    """Auxiliary terms as share of a training step of a U-Net."""
+    """Auxiliary terms as share of a training step of a U-Net.
+
+    What a term adds to the objective is timed on logits and features cut off from the network, so that the
+    network's own variation, many times larger, does not enter.
+    """
     from scotoma.networks import build_segmenter
 
     rows = []
@@ -151,30 +185,54 @@ def step_shares(repeats: int) -> list[dict[str, object]]:
         image = torch.rand(images, 1, *[size] * dims)
         target = torch.zeros(images, *[size] * dims, dtype=torch.long)
         target[(slice(None), *[slice(size // 3, size // 2)] * dims)] = 1
-        objectives = {
-            "Dice + CE": Objective(2),
-            "+ Siamese content, random extractor": Objective(2, content=1.0, content_calibration=0),
-            "+ patch-dragsaw, two levels": Objective(2, dragsaw=0.01),
+        plain = Objective(2)
+        terms = {
+            "Siamese content, random extractor": Objective(2, content=1.0, content_calibration=0),
+            "patch-dragsaw, two levels": Objective(2, dragsaw=0.01),
         }
-        times: dict[str, list[float]] = {name: [] for name in objectives}
+        steps = []
+        for _ in range(max(3, repeats // 3)):
+            start = clock()
+            plain(network(image), target).backward()
+            steps.append(1000 * (clock() - start))
+        logits = network(image).detach().requires_grad_()
+        inner = [f.detach().requires_grad_() for f in collector.take()]
+        times: dict[str, list[float]] = {name: [] for name in ("", *terms)}
         for repeat in range(repeats + 1):
-            for name, objective in objectives.items():
+            for name, objective in {"": plain, **terms}.items():
                 start = clock()
-                logits = network(image)
-                objective(logits, target, image, features=collector.take()).backward()
+                objective(logits, target, image, features=inner).backward()
                 if repeat:
                     times[name].append(1000 * (clock() - start))
-        median = {name: statistics.median(values) for name, values in times.items()}
-        for name in list(median)[1:]:
+        step = statistics.median(steps)
+        base = statistics.median(times[""])
+        for name in terms:
+            added = statistics.median(times[name]) - base
             rows.append(
                 {
                     "network": label,
-                    "term": name[2:],
-                    "step_ms": round(median[name], 1),
-                    "share_of_step": round(1 - median["Dice + CE"] / median[name], 3),
+                    "term": name,
+                    "step_ms": round(step, 1),
+                    "term_ms": round(added, 1),
+                    "share_of_step": round(added / (step + added), 3),
                 }
             )
     return rows
+
+
+def nnunet_version() -> dict[str, str]:
+    """Its version, where it is installed."""
+    try:
+        return {"nnunetv2": importlib.metadata.version("nnunetv2")}
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+
+
+def where_from(used: dict[str, str]) -> str:
+    """A sentence about nnU-Net's losses."""
+    if "nnunetv2" in used:
+        return f"nnU-Net's losses are those of nnunetv2 {used['nnunetv2']}."
+    return "nnunetv2 was not there; stand-ins compute what its losses do."
 
 
 def table(result: dict) -> str:
@@ -186,7 +244,7 @@ def table(result: dict) -> str:
         f"{result['date']}, {where['system']}, {result['threads']} thread(s), {result['clock']}, "
         f"PyTorch {result['versions']['torch']}, MONAI {result['versions']['monai']}, float32, seed 0, "
         f"median of {result['repeats']} interleaved repeats.",
-        f"Forward and backward; ratios to {REFERENCE}.",
+        f"Forward and backward; ratios to {REFERENCE}. {where_from(result['versions'])}",
     ]
     for shape, rows in result["losses"].items():
         lines += [
@@ -205,12 +263,15 @@ def table(result: dict) -> str:
         "",
         "## Share of a training step",
         "",
-        "| network | term | step ms | share |",
-        "|---|---|---|---|",
+        "The share is of the step with the term.",
+        "",
+        "| network | term | step without it, ms | term, ms | share |",
+        "|---|---|---|---|---|",
     ]
     for row in result["steps"]:
         lines.append(
-            f"| {row['network']} | {row['term']} | {row['step_ms']} | {100 * row['share_of_step']:.0f} % |"
+            f"| {row['network']} | {row['term']} | {row['step_ms']} | {row['term_ms']} | "
+            f"{100 * row['share_of_step']:.0f} % |"
         )
     return "\n".join(lines) + "\n"
 
@@ -251,13 +312,13 @@ def main() -> None:
     result = {
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
-        "versions": versions(),
+        "versions": {**versions(), **nnunet_version()},
         "threads": arguments.threads,
         "clock": "processor time" if arguments.threads == 1 else "wall time",
         "repeats": arguments.repeats,
         "seed": 0,
         "losses": rows,
-        "steps": step_shares(max(3, arguments.repeats // 4)),
+        "steps": step_shares(arguments.repeats),
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "loss_cost.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -29,13 +29,15 @@ class VoxelRule:
     Attributes:
         value: (B, *S) loss, 0 where ignored.
         slope: (B, *S) derivative of the loss with respect to nll; None is 1.
-        swap: (B, *S) share of the gradient that is turned from class 0 to the strongest lesion class, in
-            the voxels bootstrapped by the lopsided loss; None elsewhere.
+        swap: (B, *S) 1 in the voxels bootstrapped by the lopsided loss, whose gradient is turned from class 0
+            to the strongest lesion class, else 0; None for other losses.
+        swap_share: the share of the gradient that is turned.
     """
 
     value: Tensor
     slope: Tensor | None = None
     swap: Tensor | None = None
+    swap_share: float = 1.0
 
 
 class FusedBatch:
@@ -72,11 +74,14 @@ class FusedBatch:
             value = rule.value.flatten(1)
             if weight is None:
                 kept, total = self.batch.count(), value.sum(1)
-                pull = self.batch.valid_weight
             else:
                 weight = weight.flatten(1)
                 kept, total = weight.sum(1), (weight * value).sum(1)
-                pull = weight
+            none = total.new_zeros(len(total), self.p.shape[1] - 1)
+            mask = self.batch.valid_weight if dice_weight is None else dice_weight.flatten(1)
+            # Before pull and swap: its buffers and theirs are never there at the same time.
+            overlap, predicted, true = self._dice_sums(mask) if dice else (none, none, none)
+            pull = self.batch.valid_weight if weight is None else weight
             slope = None if rule.slope is None else rule.slope.flatten(1)
             if slope is not None:
                 pull = slope if pull is None else slope * pull
@@ -84,10 +89,7 @@ class FusedBatch:
             if rule.swap is not None:
                 swap = rule.swap.flatten(1)
                 swap = swap if weight is None else swap * weight
-            mask = self.batch.valid_weight if dice_weight is None else dice_weight.flatten(1)
-            none = total.new_zeros(len(total), self.p.shape[1] - 1)
-            overlap, predicted, true = self._dice_sums(mask) if dice else (none, none, none)
-        saved = (self.batch.logits, self.p, self.index, self.p_true, pull, swap, mask)
+        saved = (self.batch.logits, self.p, self.index, self.p_true, pull, swap, mask, rule.swap_share)
         if not dice:
             (voxel,) = _Sums.apply(*saved, total)  # type: ignore[misc]
             return ImageSums(voxel, kept, none, none, none)
@@ -114,10 +116,13 @@ class _Sums(torch.autograd.Function):
     """Hands out sums computed beforehand, and knows their gradient."""
 
     @staticmethod
-    def forward(ctx: Any, logits, p, index, p_true, pull, swap, mask, total, *parts):  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        ctx: Any, logits, p, index, p_true, pull, swap, mask, swap_share, total, *parts
+    ):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(logits, p, index, p_true, pull, swap, mask)
-        ctx.inputs = 8 + len(parts)
+        ctx.swap_share = swap_share
+        ctx.inputs = 9 + len(parts)
         return (total.clone(), *(part.clone() for part in parts))
 
     @staticmethod
@@ -156,7 +161,7 @@ class _Sums(torch.autograd.Function):
             to_true = to_true - gain
         grad.scatter_add_(1, index[:, None], -to_true[:, None])
         if swap is not None and grad_voxel is not None:
-            _turn(grad, logits.flatten(2), swap * grad_voxel[:, None])
+            _turn(grad, logits.flatten(2), swap * (ctx.swap_share * grad_voxel[:, None]))
         return grad.view_as(logits), *(None for _ in range(ctx.inputs - 1))
 
 
@@ -206,5 +211,5 @@ def lopsided_rule(fused: FusedBatch, alpha: float, beta: float, boot: Tensor, ma
     if batch.valid_weight is not None:
         slope *= batch.valid_weight
     slope = slope.view_as(margin)
-    swap = boot * (1 - beta)
-    return VoxelRule((fused.nll * slope).sub_(swap * margin), slope, swap)
+    value = (fused.nll * slope).sub_(boot * margin, alpha=1 - beta)
+    return VoxelRule(value, slope, boot, 1 - beta)
