@@ -10,7 +10,7 @@ from effects import FUNDUS, PICTURES, Method, Task, lesion_figures, run_tasks
 
 RECIPE = "missing-lesions"
 CE = {"objective.dice": 0.0}
-# Tuned on validation cases (nuclei, one development seed, 200 steps): Dice .787, .832, .859 with 2, 3, 6.
+# Tuned on validation cases (nuclei, one development seed, 400 steps): Dice .837, .893, .902, .887.
 WEIGHTED = [
     Method(f"weighted CE, {w:g}", settings={**CE, "objective.class_weights": [1.0, w]}) for w in (2, 3, 6, 10)
 ]
