@@ -96,6 +96,7 @@ def fused_lopsided(
     """The hard bootstrap as `voxel_lopsided`, for the fused pass: its rule, and which voxels: (B, *S)."""
     batch = fused.batch
     logits = batch.logits.detach()
+    teacher = None if teacher is None else teacher.detach()
     own = lesion_margin(logits)
     boot = bootstrapped(batch, own if teacher is None else lesion_margin(teacher), gate, min_component)
     if teacher is not None:
