@@ -36,6 +36,7 @@ from scotoma.training.environment import machine, versions
 
 SHAPES = {"3-D (2, 3, 96^3)": (2, 3, 96, 96, 96), "2-D (8, 2, 512^2)": (8, 2, 512, 512)}
 REFERENCE = "MONAI DiceCELoss"
+LIMIT = 1.5
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -259,6 +260,14 @@ def table(result: dict) -> str:
                 f"| {name} | {row['ms']:.1f} | {row['time_ratio']:.2f} | {row['peak_mib']:.0f} | "
                 f"{row['memory_ratio']:.2f} |"
             )
+    above = [
+        f"{name}, {shape}: {row[key]:.2f} ({label})"
+        for shape, rows in result["losses"].items()
+        for name, row in rows.items()
+        for key, label in (("time_ratio", "time"), ("memory_ratio", "memory"))
+        if row[key] > LIMIT
+    ]
+    lines += ["", f"Above the limit of {LIMIT}: {'; '.join(above) or 'none'}."]
     lines += [
         "",
         "## Share of a training step",

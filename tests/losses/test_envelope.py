@@ -146,6 +146,29 @@ def test_per_class_trims_every_class_by_sigma():
             assert (weights[i][mine] == 0).sum() == math.floor(0.25 * int(mine.sum()))
 
 
+@pytest.mark.parametrize("smooth", [True, False])
+@pytest.mark.parametrize("tied", [True, False], ids=["many losses of 0", "no ties"])
+def test_a_class_is_trimmed_as_if_it_stood_alone(smooth, tied):
+    from scotoma.losses.common import prepare
+    from scotoma.losses.selection import keep_smallest
+
+    logits, target, _ = inputs(size=16)
+    target[:, 3:5] = 255
+    batch = prepare(logits, target, 255)
+    loss = per_voxel(logits, batch.target.clamp(min=0)).view_as(target) * (target != 255)
+    if tied:
+        loss = (loss - loss.median()).clamp(min=0)
+    selection = Selection(sigma=0.6, k=1.0, smooth=smooth, per_class=True, max_class_drop=1.0)
+    weights = selection.voxel_weights(loss, batch)
+    for i in range(4):
+        assert weights[i][target[i] == 255].abs().max() == 0
+        for c in range(3):
+            mine = target[i] == c
+            n = int(mine.sum())
+            alone, _ = keep_smallest(loss[i][mine], n - math.floor(0.6 * n), smooth, 0.1)
+            assert_close(weights[i][mine], alone)
+
+
 def test_one_image_does_not_absorb_the_whole_drop():
     logits, target, _ = inputs()
     logits[0] *= 20

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .common import IGNORED, Batch, check_window, full_precision, joined_mean, prepare, ramp, where_true
 from .cross_entropy import voxel_cross_entropy
+from .fused import FusedBatch, VoxelRule, lopsided_rule
 
 Bootstrap = Literal["hard", "soft", "reed-hard", "reed-soft"]
 Gate = Literal["voxel", "component"]
@@ -81,6 +82,30 @@ def bootstrapped(batch: Batch, margin: Tensor, gate: Gate, min_component: int) -
             found &= batch.valid
         boot *= _unlabelled_components(found, batch.target > 0, min_component)
     return boot
+
+
+@torch.no_grad()
+def fused_lopsided(
+    fused: FusedBatch,
+    alpha: float,
+    beta: float,
+    teacher: Tensor | None = None,
+    gate: Gate = "voxel",
+    min_component: int = 1,
+) -> tuple[VoxelRule, Tensor]:
+    """The hard bootstrap as `voxel_lopsided`, for the fused pass: its rule, and which voxels: (B, *S)."""
+    batch = fused.batch
+    logits = batch.logits.detach()
+    teacher = None if teacher is None else teacher.detach()
+    own = lesion_margin(logits)
+    boot = bootstrapped(batch, own if teacher is None else lesion_margin(teacher), gate, min_component)
+    if teacher is not None:
+        chosen, top = logits[:, 1], teacher[:, 1]
+        for c in range(2, logits.shape[1]):
+            chosen = torch.where(teacher[:, c] > top, logits[:, c], chosen)
+            top = torch.maximum(top, teacher[:, c])
+        own = chosen - logits[:, 0]
+    return lopsided_rule(fused, alpha, beta, boot, own, teacher), boot
 
 
 def lesion_margin(logits: Tensor) -> Tensor:
@@ -183,6 +208,10 @@ def lopsided_bootstrap_loss(
     teacher = None if teacher_logits is None else full_precision(teacher_logits)
     if teacher is not None and teacher.shape != logits.shape:
         raise ValueError(f"teacher_logits {tuple(teacher.shape)} and logits {tuple(logits.shape)} differ")
+    if reduction == "mean" and weight is None and bootstrap == "hard" and beta < 1:
+        fused = FusedBatch(batch)
+        rule, _ = fused_lopsided(fused, alpha, beta, teacher, gate, min_component)
+        return joined_mean(fused.sums(rule, None, False, None).voxel.sum(), batch.count().sum())
     loss, _ = voxel_lopsided(batch, alpha, beta, bootstrap, teacher, gate, min_component)
     if weight is not None:
         loss = loss * weight.to(loss.dtype).reshape(loss.shape)

@@ -197,9 +197,9 @@ class Selection(nn.Module):
             out: (N,) where to put the weights.
         """
         if self.per_class:
-            out.fill_(1.0)
+            out.zero_()
             for c, n in enumerate(present):
-                self._trim_class(values, labels == c, n, math.floor(min(sigma, self.max_class_drop) * n), out)
+                self._trim_class(values, labels, c, n, math.floor(min(sigma, self.max_class_drop) * n), out)
             return
         total = sum(present)
         dropped = min(math.floor(sigma * total), total - 1)
@@ -216,17 +216,23 @@ class Selection(nn.Module):
             lost = torch.stack([(over == c).sum() for c in small]).tolist()
             for c, gone in zip(small, lost, strict=True):
                 if gone > allowed[c]:
-                    self._trim_class(values, labels == c, present[c], allowed[c], out)
+                    out.mul_(where_true(torch.ne, labels, float(c)))
+                    self._trim_class(values, labels, c, present[c], allowed[c], out)
 
-    def _trim_class(self, values: Tensor, mine: Tensor, n: int, dropped: int, out: Tensor) -> None:
-        """Replace the weights of one class: the given number of its largest losses dropped."""
+    def _trim_class(self, values: Tensor, labels: Tensor, c: int, n: int, dropped: int, out: Tensor) -> None:
+        """Write the weights of one class, 0 so far: the given number of its n largest losses dropped."""
+        if n == 0:
+            return
+        mine = where_true(torch.eq, labels, float(c))
         dropped = min(dropped, n - 1)
         if dropped <= 0:
-            out.masked_fill_(mine, 1.0)
+            out += mine
             return
-        where = mine.nonzero()[:, 0]
-        own, _ = keep_smallest(values[where], n - dropped, self.smooth, self.pixel_temperature)
-        out[where] = own
+        # The other classes sink to -1, below all losses, so that they only shift the rank. Whole passes over
+        # the image take less than picking a large class out and putting it back.
+        own = (values * mine).add_(mine - 1)
+        weights, _ = keep_smallest(own, own.numel() - dropped, self.smooth, self.pixel_temperature)
+        out.addcmul_(weights, mine)
 
     # --- images ---------------------------------------------------------------------------------------
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from .common import Batch
 from .cross_entropy import voxel_cross_entropy, voxel_focal
 from .dice import ImageSums, plain_sums
-from .fused import FusedBatch, ce_rule, focal_rule, lopsided_rule
-from .lopsided import Bootstrap, Gate, bootstrapped, lesion_margin, voxel_lopsided
+from .fused import FusedBatch, ce_rule, focal_rule
+from .lopsided import Bootstrap, Gate, fused_lopsided, voxel_lopsided
 
 Kind = Literal["ce", "lopsided", "focal"]
 
@@ -62,7 +62,7 @@ class VoxelLoss:
             weight: (B, *S) factor of each voxel's loss.
         """
         beta = self.beta if beta is None else beta
-        simple = self.kind != "lopsided" or beta == 1 or (self.bootstrap == "hard" and teacher is None)
+        simple = self.kind != "lopsided" or beta == 1 or self.bootstrap == "hard"
         if self.fused and simple and weight is None:
             return self._fused(batch, beta, teacher)
         boot = None
@@ -87,8 +87,5 @@ class VoxelLoss:
         elif self.kind == "focal":
             rule = focal_rule(fused, self.focal_gamma)
         else:
-            own = lesion_margin(batch.logits.detach())
-            guide = own if teacher is None else lesion_margin(teacher)
-            boot = bootstrapped(batch, guide, self.gate, self.min_component)
-            rule = lopsided_rule(fused, self.alpha, beta, boot, own)
+            rule, boot = fused_lopsided(fused, self.alpha, beta, teacher, self.gate, self.min_component)
         return Voxels(rule.value, boot, lambda w, dice, dw: fused.sums(rule, w, dice, dw))
