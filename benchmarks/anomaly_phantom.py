@@ -88,7 +88,13 @@ DETECTORS: dict[str, tuple[str, str, dict[str, Any], bool]] = {
     "published, patch 9": ("narrow 9", "published", {}, True),
     "published, patch 21": ("narrow 21", "published", {}, True),
 }
-BASELINES = ("FLAIR threshold", "FLAIR threshold, without exclusion", "reconstruction error", "random")
+BASELINES = (
+    "FLAIR threshold",
+    "FLAIR threshold, without exclusion",
+    "reconstruction error",
+    "random",
+    "random, without exclusion",
+)
 ROWS = (*DETECTORS, *BASELINES)
 LOAD_ROWS = ("improved (default)", "improved, trimmed refit", "published", "published, trimmed refit")
 
@@ -146,6 +152,7 @@ def scorer(row: str, controls: list[Case], autoencoder: SiamesePatchAutoencoder)
     baseline = {
         "reconstruction error": ReconstructionError(autoencoder),
         "random": RandomScores(),
+        "random, without exclusion": RandomScores(),
     }.get(row, IntensityThreshold())
     known = [baseline.score(c)[c.mask & ~_excluded(c)] for c in controls[:CALIBRATION]]
     return baseline.score, control_threshold(known)
