@@ -253,8 +253,8 @@ def describe(seeds: list[dict[str, Any]], numbers: list[int], paired: dict[str, 
         f"{PAIRS / 1e6:g} million pairs each, the published setting would be twenty million. "
         "Cerebrospinal fluid is set to the lowest score, but where a row says otherwise. AUROC30 and AUPRO30 "
         "are divided by .3 (chance .15); AUPRC of chance is the prevalence. With fluid at the lowest score "
-        "even random scores are above chance, since lesions lie elsewhere. Settings were chosen on patients "
-        "of other seeds.\n",
+        "even random scores are above chance, since lesions lie elsewhere; without exclusion they are at "
+        "chance. Settings were chosen on patients of other seeds.\n",
     ]
     for kind in ("all", *LESION_KINDS):
         title = "All kinds of lesion" if kind == "all" else f"Lesions of the kind '{kind}'"

@@ -184,8 +184,8 @@ def _cautions(maps: MapFolder) -> list[str]:
         if above is not None and above > UNLIKE * promised:
             out.append(
                 "The held-out normal cases score much higher than those learned from:"
-                f" {fine_percent(above)} of their voxels lie above the threshold, where the score promises far"
-                " fewer. Take scores for a ranking, not for how rare they are; more normal cases would help."
+                f" {fine_percent(above)} of their voxels lie above the threshold, where the score promises"
+                " far fewer. Take scores for a ranking, not for how rare they are; more normal cases would help."
             )
     content = maps.content
     if content is None:
