@@ -185,7 +185,7 @@ def _cautions(maps: MapFolder) -> list[str]:
             out.append(
                 "The held-out normal cases score much higher than those learned from:"
                 f" {fine_percent(above)} of their voxels lie above the threshold, where the score promises"
-                " far fewer. Take scores for a ranking, not for how rare they are; more normal cases would help."
+                " far fewer. Take scores for a ranking, not for how rare they are, or give more normal cases."
             )
     content = maps.content
     if content is None:
