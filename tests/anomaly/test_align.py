@@ -78,3 +78,15 @@ def test_pictures_are_refused():
     grid = Grid.of_spacing((8, 8), (1, 1), "px")
     with pytest.raises(InputError, match="only volumes"):
         align_to(np.zeros((1, 8, 8)), grid, np.zeros((1, 8, 8)), grid)
+
+
+@pytest.mark.parametrize(
+    ("shape", "value", "words"), [((8, 8, 1), 5.0, "too thin"), ((8, 8, 8), 0.0, "channel 1 is constant")]
+)
+def test_what_cannot_be_registered_is_told(shape, value, words):
+    reference = np.random.default_rng(0).random((1, 8, 8, 8))
+    image = np.zeros((1, *shape))
+    image[0, 2:5, 2:5] = value
+    grid = Grid.of_spacing(shape, (1, 1, 1))
+    with pytest.raises(InputError, match=f"^case07: .*{words}"):
+        align_to(image, grid, reference, Grid.of_spacing((8, 8, 8), (1, 1, 1)), name="case07")

@@ -34,6 +34,7 @@ from scotoma.cli import app
 from scotoma.data.image import read_image, read_mask
 from scotoma.data.splits import read_split
 from scotoma.errors import ScotomaError
+from scotoma.training.anomaly import compare_held_out
 from scotoma.training.run import RunFolder, is_anomaly_run
 
 
@@ -113,6 +114,13 @@ def test_the_threshold_is_the_quantile_of_held_out_normal_cases(run):
     grid = content["controls"]
     assert np.all(np.diff(grid["quantiles"]) > 0)
     assert np.all(np.diff(grid["scores"]) > 0)
+
+
+@pytest.mark.parametrize(("threshold", "warned"), [(19.3, True), (1.9, False)])
+def test_held_out_cases_that_look_unlike_the_others_are_told(threshold, warned, caplog):
+    with caplog.at_level(logging.WARNING, "scotoma"):
+        compare_held_out(threshold, 0.98)
+    assert ("98 % quantile 19.3, where 1.7 is expected" in caplog.text) is warned
 
 
 def test_the_log_says_what_is_left_out_and_how_cases_are_paired(heads, tmp_path, caplog):

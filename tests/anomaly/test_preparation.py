@@ -120,6 +120,10 @@ def test_a_case_on_another_grid_is_aligned_and_its_map_comes_back(tmp_path):
     assert np.corrcoef(back[region == 1], finer[0][region == 1])[0, 1] > 0.9
     with pytest.raises(InputError, match="not on the grid of the normal cases"):
         prepare(files, how(registered=True))
+    small = np.zeros_like(finer)
+    small[:, 10:15, 10:15, 8:12] = finer[:, 10:15, 10:15, 8:12]
+    with pytest.raises(InputError, match="the brain mask has 100 voxels, too few to be registered"):
+        prepare(write(tmp_path, "small", small, affine), wanted, template)
 
 
 def test_masks_are_found_by_name(tmp_path):

@@ -194,6 +194,8 @@ def test_case_folders(tmp_path: Path) -> None:
         write(tmp_path / "data" / f"p{n}" / "lesions.nii.gz", blob(n))
         write(tmp_path / "data" / f"p{n}" / "brain.nii.gz", np.ones(SHAPE, np.uint8))
         write(tmp_path / "pred" / f"p{n}.nii.gz", blob(n))
+    with pytest.raises(InputError, match=r"folders of cases \(.*lesions.*\); say with --labels"):
+        evaluate(tmp_path / "pred", tmp_path / "data")
     found = evaluate(tmp_path / "pred", tmp_path / "data", labels="lesions").content
     assert [c["mean_dice"] for c in found["cases"]] == [1.0, 1.0]
 

@@ -142,6 +142,28 @@ def test_an_evaluation_without_any_lesion(tmp_path):
     assert "Methods" not in words
 
 
+def test_no_candidate_at_all(tmp_path):
+    maps, truth = write_maps(tmp_path, baselines=False)
+    change_listing(maps, candidate_threshold=99.0)
+    evaluate(maps, truth, out=maps)
+    (tmp_path / "run").mkdir()
+    words = Page(build_report(tmp_path / "run", evaluations=[maps]).read_text("utf-8")).text
+    assert re.search(r"No case has a candidate, so none of \d+ lesions is found", words)
+    assert "of these candidates are true" not in words
+
+
+@pytest.mark.parametrize(("highest", "warned"), [(20.0, True), (2.5, False)])
+def test_normal_cases_that_were_held_out_and_look_unlike_the_others(tmp_path, highest, warned):
+    maps, truth = write_maps(tmp_path, baselines=False)
+    change_listing(
+        maps, controls={"quantiles": [0, 0.5, 0.99, 1], "scores": [0, 0.3, 0.8 * highest, highest]}
+    )
+    evaluate(maps, truth, out=maps)
+    (tmp_path / "run").mkdir()
+    words = Page(build_report(tmp_path / "run", evaluations=[maps]).read_text("utf-8")).text
+    assert ("Take scores for a ranking" in words) is warned
+
+
 def test_an_evaluation_elsewhere_finds_its_maps(tmp_path):
     maps, truth = write_maps(tmp_path, baselines=False)
     evaluate(maps, truth, out=tmp_path / "elsewhere")

@@ -21,6 +21,9 @@ SAMPLES = 50_000
 # SimpleITK counts millimetres in LPS+
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
+THINNEST = 4
+"""Voxels along each axis that smoothing needs."""
+
 
 def align_to(
     image: np.ndarray,
@@ -48,12 +51,20 @@ def align_to(
         the (4, 4) matrix from a position in the reference to the one in the image, RAS+ mm.
 
     Raises:
-        InputError: no volume, or the registration fails.
+        InputError: no volume, thinner than `THINNEST`, a first channel that is constant, or the
+            registration fails.
     """
     import SimpleITK as sitk
 
     if image.ndim != 4 or reference.ndim != 4:
         raise InputError(f"{name}: only volumes can be registered; learn without pairs instead.")
+    if min(image.shape[1:]) < THINNEST:
+        raise InputError(
+            f"{name}: {' x '.join(map(str, image.shape[1:]))} voxels are too thin to be registered to the"
+            f" reference ({THINNEST} along each axis are needed); resample it to the normal cases."
+        )
+    if image[0].min() == image[0].max():
+        raise InputError(f"{name}: channel 1 is constant, so it cannot be registered; check the file.")
     moving, fixed = _to_sitk(image[0], grid), _to_sitk(reference[0], reference_grid)
     # parallel sums depend on how the threads take turns; the same input shall give the same result
     threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()

@@ -36,6 +36,8 @@ SAME_PLACE = 0.01
 OTHER_SPACING = 1.25
 """Ratio of voxel sizes beyond which patches do not see the same of a patient as of the normal cases."""
 
+FEWEST = 1000
+"""Voxels of a brain that can be registered to another."""
 
 BLACK = 0.06
 """Share of a channel's maximum up to which a pixel may belong to a picture's border."""
@@ -283,6 +285,11 @@ def prepare(files: Files, how: Preparation, reference: Image | None = None) -> P
             )
         if not brain.any():
             raise InputError(f"{where}: the brain mask is empty; give another mask.")
+        if (voxels := int(brain.sum())) < FEWEST:
+            raise InputError(
+                f"{where}: the brain mask has {voxels} voxels, too few to be registered to the normal cases"
+                f" ({FEWEST} are needed); give another mask."
+            )
         own_mask, own_grid = brain, grid
         array, matrix = _aligned(array, grid, brain, reference, where)
         grid = how.grid

@@ -124,7 +124,7 @@ def _dice_and_lesions(content: dict[str, Any]) -> Table:
         rows.append(row)
     mine = content["lesions"][content["methods"][0]]
     title = f"Dice of all voxels, and share of {mine['n_lesions']} lesions found by a case's first candidates"
-    title += f" (of {number(mine['candidates_per_case'], 1)})"
+    title += f" (of {number(mine['candidates_per_case'], 1)} on average)"
     return (title, header, rows)
 
 

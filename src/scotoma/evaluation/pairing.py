@@ -157,6 +157,10 @@ def _find_truth(folder: Path, labels: str | None, out: Pairing) -> dict[str, _Tr
         inner = [(f.name, _masks_in(f).get(labels)) for f in sorted(folder.iterdir()) if f.is_dir()]
         if found := {case: _Truth(path, case) for case, path in inner if path is not None}:
             return found
+    if labels is None and not is_dataset and folder.is_dir() and (few := _masks_in_cases(folder)):
+        raise InputError(
+            f"{folder}: folders of cases ({', '.join(few[:8])}); say with --labels which is the mask."
+        )
     dataset = open_dataset(folder, labels=labels)
     out.label_names = dataset.label_names
     found = {
@@ -170,6 +174,11 @@ def _find_truth(folder: Path, labels: str | None, out: Pairing) -> dict[str, _Tr
     if not found:
         raise InputError(f"{folder}: no masks were found in it; give the folder of masks itself.")
     return found
+
+
+def _masks_in_cases(folder: Path) -> list[str]:
+    """Stems of the files that lie in case folders."""
+    return sorted({name for f in folder.iterdir() if f.is_dir() for name in _masks_in(f)})
 
 
 def _masks_in(folder: Path) -> dict[str, Path]:

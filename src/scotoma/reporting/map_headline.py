@@ -25,6 +25,9 @@ _COLUMNS = {
 CHANCE = {"auroc": 0.5, "auroc30": 0.15, "aupro": 0.5, "aupro30": 0.15}
 """What random scores give."""
 
+UNLIKE = 10
+"""Held-out normal voxels above the threshold, as a multiple of what the score promises, that need a word."""
+
 
 def map_headline(maps: MapFolder) -> Section:
     """What was found, what it says in words, and what to be careful about."""
@@ -109,7 +112,11 @@ def _findings(maps: MapFolder) -> Iterator[Finding]:
         text = f"AUPRO30 is {decimals(abs(figure['value']))} {side} the baseline “{other}”"
         doubt = "" if clear or figure["low"] is None else ", which may be chance"
         yield Finding(tone, f"{text}{_around(figure)}{doubt}.")
-    if lesions["n_lesions"]:
+    if lesions["n_lesions"] and not lesions["candidates_per_case"]:
+        yield Finding(
+            "bad", f"No case has a candidate, so none of {count(lesions['n_lesions'], 'lesion')} is found."
+        )
+    elif lesions["n_lesions"]:
         part = next(p for p in lesions["top"] if p["n"] == BY_LOAD_TOP)
         found = part["sensitivity"]
         tone = "good" if found["value"] >= 0.8 else "bad" if found["value"] < 0.4 else "neutral"
@@ -173,6 +180,13 @@ def _cautions(maps: MapFolder) -> list[str]:
     out = [f"Threshold {decimals(maps.threshold)}" + (f": {source}." if source else ".")]
     if score := maps.listing.get("score"):
         out.append(f"Score: {str(score).rstrip('.')}.")
+        above, promised = share_above(maps.listing.get("controls"), maps.threshold), 10**-maps.threshold
+        if above is not None and above > UNLIKE * promised:
+            out.append(
+                "The held-out normal cases score much higher than those learned from:"
+                f" {fine_percent(above)} of their voxels lie above the threshold, where the score promises"
+                " far fewer. Take scores for a ranking, not for how rare they are, or give more normal cases."
+            )
     content = maps.content
     if content is None:
         if not maps.is_normal:

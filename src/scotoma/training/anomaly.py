@@ -52,6 +52,9 @@ log = logging.getLogger("scotoma")
 LEAST_CASES = 3
 """Normal patients: two to make pairs of, one to validate."""
 
+UNLIKE = 1.0
+"""How much rarer, as a power of ten, held-out normal cases may look than they should before a warning."""
+
 TIMED_STEPS = 20
 
 _OTHERS = ("plan", "network", "training", "prediction")
@@ -284,9 +287,10 @@ def _score_held_out(
     progress: Progress | None,
 ) -> None:
     """Predict the held-out normal cases; the thresholds come from their scores."""
-    from scotoma.prediction.anomaly import AnomalyPredictor
+    from scotoma.prediction.anomaly import METHOD, AnomalyPredictor
     from scotoma.prediction.predict import predict_each
 
+    assert settings.anomaly is not None
     predictor = AnomalyPredictor.of(settings, detector, how, reference, None, str(run.path))
     scores: dict[str, list[np.ndarray]] = {}
     images = {}
@@ -304,6 +308,9 @@ def _score_held_out(
             scores.setdefault(name, []).append(values[counted])
     predictor.controls = ControlScores.of([case.id for case in cases], scores)
     predictor.controls.save(run.controls)
+    compare_held_out(
+        predictor.controls.threshold(METHOD, settings.anomaly.threshold), settings.anomaly.threshold
+    )
     save_detector(run.weights, detector)
     predict_each(
         cases,
@@ -313,6 +320,21 @@ def _score_held_out(
     )
     if progress:
         progress("scoring held-out cases", len(cases), len(cases))
+
+
+def compare_held_out(threshold: float, quantile: float) -> None:
+    """Warn where scores do not mean for held-out normal cases what they mean for the others."""
+    expected = -np.log10(1 - quantile)
+    if threshold > expected + UNLIKE:
+        log.warning(
+            "Held-out normal cases score much higher than those learned from (%g %% quantile %.1f, where %.1f"
+            " is expected): there are too few normal cases, or they are too unlike each other. The threshold"
+            " follows the held-out ones, but a score is no longer how rare it is; give more normal cases, or"
+            " set anomaly.registered=no to leave out the comparison by location.",
+            100 * quantile,
+            threshold,
+            expected,
+        )
 
 
 def _data_hash(how: Preparation, cases: list[Files]) -> str:
