@@ -47,13 +47,9 @@ CANDIDATES = [
     ours("alpha 3", alpha=3.0),
     ours("alpha 3, Dice", alpha=3.0, **with_dice),
     ours("alpha 3, averaged teacher", alpha=3.0, teacher="average"),
-    ours("alpha 1.5", alpha=1.5),
-    ours("alpha 1", alpha=1.0),
-    ours("alpha 1.5, averaged teacher", alpha=1.5, teacher="average"),
-    ours("alpha 1.5, component gate", alpha=1.5, gate="component"),
+    ours("alpha 3, beta .3", alpha=3.0, beta=0.3),
+    ours("alpha 5", alpha=5.0),
     ours("alpha 1.5, Dice", alpha=1.5, **with_dice),
-    ours("alpha 1, Dice", alpha=1.0, **with_dice),
-    ours("alpha 1.5, Dice, averaged teacher", alpha=1.5, teacher="average", **with_dice),
 ]
 TASKS = [
     Task(

@@ -29,27 +29,40 @@ METHODS = [
 ]
 CANDIDATES = [
     BASELINE,
+    Method("Dice + CE, last weights", settings={"training.select": "last"}),
+    Method("CE", settings={"objective.dice": 0.0}),
     Method("noisy-pixels", RECIPE),
     ours("pixel level: sigma .02", k=1.0),
-    ours("pixel level: sigma .1", k=1.0, sigma=0.1),
-    ours("pixel level: sigma .1 from the start", k=1.0, sigma=0.1, sigma_ramp=[0.1, 0.5]),
-    ours("pixel level: sigma .2", k=1.0, sigma=0.2),
+    ours("pixel level: sigma .05, all classes together", k=1.0, sigma=0.05, per_class=False),
+    ours("pixel level: sigma .1, all classes together", k=1.0, sigma=0.1, per_class=False),
+    ours("pixel level, balanced: sigma .1", k=1.0, sigma=0.1),
+    ours("pixel level, balanced: sigma .3", k=1.0, sigma=0.3),
+    ours("pixel level, balanced: sigma .3, early", k=1.0, sigma=0.3, sigma_ramp=[0.2, 0.5]),
     ours("image level: k .9", sigma=0.0, k=0.9),
 ]
+MOVED = "boundaries of half of the cases moved by up to three pixels"
 TASKS = [
     Task(
         name,
-        f"{title}, boundaries of half of the cases moved by up to three pixels",
-        name,
+        f"{title}, {fault}",
+        folder,
         METHODS,
         segmentation_figures,
         settings,
-        {"boundary": (3.0, "px")},
+        how,
         candidates=CANDIDATES,
     )
-    for name, title, settings in (
-        ("hippocampus", "Hippocampus", VOLUMES),
-        ("nuclei", "Nuclei", PICTURES),
+    for name, title, fault, folder, settings, how in (
+        ("hippocampus", "Hippocampus", MOVED, "hippocampus", VOLUMES, {"boundary": (3.0, "px")}),
+        ("nuclei", "Nuclei", MOVED, "nuclei", PICTURES, {"boundary": (3.0, "px")}),
+        (
+            "hippocampus-pixels",
+            "Hippocampus",
+            "one pixel in twenty wrong",
+            "hippocampus",
+            VOLUMES,
+            {"pixels": 0.05},
+        ),
     )
 ]
 HEADING = """# Noisy pixels

@@ -15,7 +15,18 @@ METHODS = [
     Method("Dice", settings={**SHARE, "objective.ce": 0.0}),
     Method("focal", settings={**SHARE, "objective.voxel": "focal", "objective.dice": 0.0}),
     Method("rare-target (random extractor)", RECIPE),
+    Method("rare-target (self extractor)", RECIPE, {"objective.content_extractor": "self"}),
     Method("Dice + CE, patches as by default"),
+]
+CANDIDATES = [
+    *METHODS,
+    Method("rare-target, content 1", RECIPE, {"objective.content": 1.0}),
+    Method(
+        "rare-target, self, content 1",
+        RECIPE,
+        {"objective.content_extractor": "self", "objective.content": 1.0},
+    ),
+    Method("rare-target, complement 1", RECIPE, {"objective.content_complement": 1.0}),
 ]
 TASKS = [
     Task(
@@ -25,6 +36,7 @@ TASKS = [
         METHODS,
         lesion_figures,
         FUNDUS,
+        candidates=CANDIDATES,
     )
 ]
 HEADING = """# Rare target

@@ -12,11 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from common import real_data, run_once, spread, write_results
 from scotoma.config import load_settings
@@ -107,10 +112,13 @@ def run_tasks(name: str, heading: str, tasks: Sequence[Task], steps: int) -> Non
         action="store_true",
         help="run the candidate settings on seeds of their own and judge them on the validation cases",
     )
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     parser.add_argument("--work", type=Path, default=Path("runs") / name)
     options = parser.parse_args()
     work = options.work / f"{options.steps}-steps"
+    part = "validation" if options.development else "test"
     first = DEVELOPMENT_SEED if options.development else 0
+    wanted = []
     for seed in range(first, first + options.seeds):
         for task in tasks:
             if options.only and task.name not in options.only:
@@ -120,9 +128,14 @@ def run_tasks(name: str, heading: str, tasks: Sequence[Task], steps: int) -> Non
                 if _evaluation(run, options.development).is_file():
                     continue
                 data, settings = _material(work, task, method, seed, options.steps)
-                part = "validation" if options.development else "test"
-                run_once(method.recipe, data, real_data(task.folder), run, settings, part)
-                _write(name, heading, tasks, work, options.steps)
+                wanted.append((method.recipe, data, real_data(task.folder), run, settings, part))
+    threads = max(1, (os.cpu_count() or 1) // options.jobs)
+    with ProcessPoolExecutor(
+        options.jobs, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+    ) as pool:
+        for finished in as_completed([pool.submit(run_once, *arguments) for arguments in wanted]):
+            finished.result()
+            _write(name, heading, tasks, work, options.steps)
     _write(name, heading, tasks, work, options.steps)
 
 

@@ -142,7 +142,8 @@ main()
 """
 
 
-def test_all_processes_hold_the_same_average(pictures, tmp_path):
+def test_all_processes_hold_the_same_average(pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     script = tmp_path / "one.py"
     script.write_text(ONE_OF_TWO)
     changes = {**QUICK, "training.steps": 4, "training.average": 0.9, "plan.batch": 1}

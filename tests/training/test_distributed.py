@@ -17,6 +17,7 @@ from scotoma.data.plan import read_plan
 from scotoma.data.preprocess import preprocess
 from scotoma.data.sampling import EpochSampler, PatchDataset
 from scotoma.data.splits import read_split
+from scotoma.errors import SettingsError
 from scotoma.training.average import AveragedSegmenter
 from scotoma.training.fit import build_objective
 from scotoma.training.run import new_segmenter
@@ -75,7 +76,8 @@ def test_gradients_equal_those_of_the_joined_batch(pictures, run, tmp_path, reci
         torch.testing.assert_close(shared[name], value, rtol=1e-3, atol=2e-6, msg=name)
 
 
-def test_training_on_two_processes(pictures, tmp_path):
+def test_training_on_two_processes(pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     settings = [f"--set={k}={v}" for k, v in {**QUICK, "training.steps": 2}.items()]
     command = [sys.executable, "-m", "scotoma.cli", "train", str(pictures), "-o", str(tmp_path / "run")]
     done = subprocess.run(
@@ -84,3 +86,11 @@ def test_training_on_two_processes(pictures, tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "model.safetensors").is_file()
     assert (tmp_path / "run" / "validation" / "evaluation.json").is_file()
+
+
+def test_more_gpus_than_there_are(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    settings = load_settings("baseline", overrides={**QUICK, "training.devices": 2})
+    with pytest.raises(SettingsError, match=r"training\.devices: 2 asked for, but this machine has 1 GPU;"):
+        train(pictures, settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -72,7 +72,8 @@ def test_recipe_resumes_where_it_was(recipe, pictures, tmp_path, monkeypatch):
 
 
 def test_contrast_takes_the_stages_near_strides_4_and_8(volumes, tmp_path):
-    run = train(volumes, settings_of("few-labels", **{"plan.patch": [32, 32, 32]}), tmp_path / "run")
+    changes = {"plan.patch": [32, 32, 32], "network.stem": 2}
+    run = train(volumes, settings_of("few-labels", **changes), tmp_path / "run")
     plan = read_plan(run / "plan.json")
     assert contrasted_stages(plan) == ["network.encoder.stages.1", "network.encoder.stages.2"]
     assert plan.network.feature_selection == ["decoder"]

@@ -20,7 +20,10 @@ STEPS, EPOCH = 12, 2
 
 
 @pytest.mark.parametrize("recipe", ["missing-lesions", "noisy-pixels", "rare-target", "few-labels"])
-def test_recipe_on_two_processes_in_half_precision_killed_and_resumed(recipe, pictures, tmp_path):
+def test_recipe_on_two_processes_in_half_precision_killed_and_resumed(
+    recipe, pictures, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # two processors, also where there is one GPU
     run = tmp_path / "run"
     changes = {**QUICK, "training.steps": STEPS, "training.epoch_steps": EPOCH}
     command = [sys.executable, "-m", "scotoma.cli", "train", str(pictures), "-o", str(run), "-q"]

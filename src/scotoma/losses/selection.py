@@ -19,15 +19,19 @@ SAMPLE = 4096
 
 
 def order_pair(values: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The rank-th smallest value and the next one (rank counted from 1), exactly and without sorting all.
+    """The rank-th smallest value and the next one (rank counted from 1), exactly.
 
-    A strided sample brackets the answer and the few values inside the bracket are searched. Should the
-    bracket miss, everything is.
+    On a processor a strided sample brackets the answer and the few values inside the bracket are searched.
+    Should the bracket miss, everything is. A GPU sorts faster than it answers where the bracket lies, and its
+    kthvalue is not deterministic.
 
     Args:
         values: (N,), rank < N.
     """
     n = values.numel()
+    if values.is_cuda:
+        ordered = values.sort().values
+        return ordered[rank - 1], ordered[rank]
     if n > 4 * SAMPLE:
         # An odd stride does not run along the columns of an image of even width.
         sample = values[:: (n // SAMPLE) | 1].sort().values
@@ -40,9 +44,6 @@ def order_pair(values: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         below = n - above.numel()
         if 0 < rank - below < inside.numel():
             values, rank = inside, rank - below
-    if values.is_cuda:  # kthvalue is not deterministic there
-        ordered = values.sort().values
-        return ordered[rank - 1], ordered[rank]
     return values.kthvalue(rank).values, values.kthvalue(rank + 1).values
 
 

@@ -75,6 +75,7 @@ def train(
         if not resume:
             raise InputError(f"{out}: holds a run already; resume it with --resume or choose another folder.")
         settings = read_settings(run.config)
+    _check_devices(settings)
     if settings.anomaly is not None:
         from scotoma.training.anomaly import train_detector
 
@@ -122,6 +123,17 @@ def train(
     label_map, result = _checked(dataset, settings, progress)
     _train_one(dataset, settings, run, plan_file, resume, progress, progress_bar, label_map, result)
     return out
+
+
+def _check_devices(settings: Settings) -> None:
+    import torch
+
+    wanted, there = settings.training.devices, torch.cuda.device_count()
+    if 0 < there < wanted:
+        raise SettingsError(
+            f"training.devices: {wanted} asked for, but this machine has {there} GPU{'s' * (there != 1)}; ask"
+            " for fewer, or set CUDA_VISIBLE_DEVICES= (empty) to train on processors."
+        )
 
 
 def open_data(data: Path, settings: Settings) -> Dataset:
