@@ -5,6 +5,7 @@ python benchmarks/effect_clean_labels.py [--steps 400] [--seeds 3] [--only hippo
 
 from __future__ import annotations
 
+import effect_noisy_pixels as NP
 from effects import FUNDUS, PICTURES, VOLUMES, Method, Task, lesion_figures, run_tasks, segmentation_figures
 
 METHODS = [
@@ -19,6 +20,7 @@ TASKS = [
         METHODS,
         segmentation_figures,
         VOLUMES,
+        candidates=NP.CANDIDATES,
     ),
     Task("nuclei", "Nuclei", "nuclei", METHODS, lesion_figures, PICTURES),
     Task(

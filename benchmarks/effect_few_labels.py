@@ -17,13 +17,11 @@ METHODS = [
 CANDIDATES = [
     *METHODS,
     Method("+ patch-dragsaw .1", RECIPE, {"network.feature_selection": [], "objective.dragsaw": 0.1}),
-    Method("+ patch-dragsaw .5", RECIPE, {"network.feature_selection": [], "objective.dragsaw": 0.5}),
     Method(
         "+ feature selection, encoder",
         RECIPE,
         {"objective.dragsaw": 0.0, "network.feature_selection": ["encoder"]},
     ),
-    Method("few-labels, dragsaw .1", RECIPE, {"objective.dragsaw": 0.1}),
 ]
 TASKS = [
     Task(

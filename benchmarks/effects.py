@@ -116,7 +116,6 @@ def run_tasks(name: str, heading: str, tasks: Sequence[Task], steps: int) -> Non
     parser.add_argument("--work", type=Path, default=Path("runs") / name)
     options = parser.parse_args()
     work = options.work / f"{options.steps}-steps"
-    part = "validation" if options.development else "test"
     first = DEVELOPMENT_SEED if options.development else 0
     wanted = []
     for seed in range(first, first + options.seeds):
@@ -125,7 +124,8 @@ def run_tasks(name: str, heading: str, tasks: Sequence[Task], steps: int) -> Non
                 continue
             for method in task.candidates if options.development else task.methods:
                 run = _folder(work, task, method, seed)
-                if _evaluation(run, options.development).is_file():
+                part = _part(task, options.development)
+                if _evaluation(run, part).is_file():
                     continue
                 data, settings = _material(work, task, method, seed, options.steps)
                 wanted.append((method.recipe, data, real_data(task.folder), run, settings, part))
@@ -215,14 +215,21 @@ def _material(work: Path, task: Task, method: Method, seed: int, steps: int) -> 
 
 
 def _few(work: Path, task: Task, seed: int, settings: dict[str, Any]) -> Path:
-    """A split in which only some cases outside the test set train and validate."""
+    """A split in which only some cases outside the test set train and validate.
+
+    For a development run, some that are left over take the place of the test cases: the few that validate say
+    too little.
+    """
     shared = load_settings(overrides=task.settings)
     cases = [c for c in open_dataset(real_data(task.folder), shared.data.labels).train if c.label]
     all_labelled = make_split(cases, test=settings["split.test"], seed=seed)
     kept = set(keep_cases([*all_labelled.train, *all_labelled.validation], task.labelled, seed))
     few = make_split([case for case in cases if case.id in kept], seed=seed)
     path = work.parent / "splits" / f"{task.name}-{seed}.json"
-    Split(train=few.train, validation=few.validation, test=all_labelled.test).save(path)
+    test = all_labelled.test
+    if seed >= DEVELOPMENT_SEED:
+        test = [case for case in (*all_labelled.train, *all_labelled.validation) if case not in kept][:40]
+    Split(train=few.train, validation=few.validation, test=test).save(path)
     return path.resolve()
 
 
@@ -230,8 +237,12 @@ def _folder(work: Path, task: Task, method: Method, seed: int) -> Path:
     return work / task.name / re.sub(r"[^a-z0-9.]+", "-", method.name.lower()).strip("-") / f"seed-{seed}"
 
 
-def _evaluation(run: Path, development: bool) -> Path:
-    return run / ("validation-complete" if development else "test") / "evaluation.json"
+def _part(task: Task, development: bool) -> str:
+    return "validation" if development and task.labelled == 1 else "test"
+
+
+def _evaluation(run: Path, part: str) -> Path:
+    return run / {"test": "test", "validation": "validation-complete"}[part] / "evaluation.json"
 
 
 # --- tables --------------------------------------------------------------------------------------------
@@ -247,15 +258,18 @@ def _write(name: str, heading: str, tasks: Sequence[Task], work: Path, steps: in
             runs = {m.name: _runs(work, task, m, development) for m in methods}
             runs = {method: seeds for method, seeds in runs.items() if seeds}
             if runs:
+                trained_on = _machines(work / task.name, development)
                 content[part][task.name] = {
                     "title": task.title,
                     "settings": {
                         m.name: {"recipe": m.recipe, **m.settings} for m in methods if m.name in runs
                     },
+                    "trained on": trained_on,
                     "runs": runs,
                 }
                 where = "validation cases, to choose settings" if development else "test cases"
                 lines += [f"## {task.title}: {where}", "", *_table(runs), ""]
+                lines += [f"Trained on: {', '.join(trained_on)}.", ""]
                 if not development:
                     lines += [_verdict(runs), ""]
     if not content["test"]:
@@ -266,8 +280,8 @@ def _write(name: str, heading: str, tasks: Sequence[Task], work: Path, steps: in
     lines += [
         f"{steps} steps each. Mean and range over the seeds; the difference is taken seed by seed, and is"
         " clear when its whole range lies on one side of zero with three seeds or more. Collapsed: see"
-        " `collapsed` in `effects.py`, or an alarm in training. The seconds are those of a training on a busy"
-        " machine.",
+        " `collapsed` in `effects.py`, or an alarm in training. The seconds are those of a training beside"
+        " others.",
         "",
     ]
     write_results(name, content, "\n".join(lines))
@@ -279,13 +293,23 @@ def _runs(work: Path, task: Task, method: Method, development: bool) -> dict[str
     root = _folder(work, task, method, 0).parent
     for run in sorted(root.glob("seed-*"), key=lambda path: int(path.name.removeprefix("seed-"))):
         seed = int(run.name.removeprefix("seed-"))
-        file = _evaluation(run, development)
+        file = _evaluation(run, _part(task, development))
         if (seed >= DEVELOPMENT_SEED) == development and file.is_file():
             figures = task.figures(json.loads(file.read_text(encoding="utf-8")))
             figures["alarms"] = float(len(RunFolder(run).read_alarms()))
             figures["training, s"] = json.loads((run / "seconds.json").read_text(encoding="utf-8"))
             found[str(seed)] = figures
     return found
+
+
+def _machines(root: Path, development: bool) -> list[str]:
+    """Accelerators, or else the number of processors, of the machines that trained."""
+    found = set()
+    for file in root.glob("*/seed-*/environment.json"):
+        if (int(file.parent.name.removeprefix("seed-")) >= DEVELOPMENT_SEED) == development:
+            machine = json.loads(file.read_text(encoding="utf-8"))["machine"]
+            found.add(", ".join(machine["accelerators"]) or f"{machine['processors']} processor cores")
+    return sorted(found)
 
 
 def _table(runs: dict[str, dict[str, Figures]]) -> list[str]:

@@ -169,6 +169,38 @@ def test_a_class_is_trimmed_as_if_it_stood_alone(smooth, tied):
             assert_close(weights[i][mine], alone)
 
 
+@pytest.mark.parametrize("per_class", [True, False])
+@pytest.mark.parametrize("sigma", [0.05, 0.4])
+def test_only_losses_above_the_bound_are_dropped(sigma, per_class):
+    from scotoma.losses.common import prepare
+
+    logits, target, _ = inputs(size=16)
+    loss = per_voxel(logits, target).view_as(target)
+    bound = float(loss.quantile(0.8))
+    both = {"k": 1.0, "smooth": False, "per_class": per_class, "max_class_drop": 1.0}
+    batch = prepare(logits, target, None)
+    free = Selection(sigma, **both).voxel_weights(loss, batch)
+    bounded = Selection(sigma, **both, drop_above=bound).voxel_weights(loss, batch)
+    assert_close(bounded, torch.where(loss > bound, free, 1.0))
+
+
+@pytest.mark.parametrize("smooth", [True, False])
+def test_right_labels_lose_nothing_below_the_bound(smooth):
+    _, target, _ = inputs()
+    sure = 20 * F.one_hot(target.long(), 3).movedim(-1, 1).float()
+    sure.requires_grad_()
+    envelope = TopKBottomSigmaLoss(sigma=0.3, k=1.0, smooth=smooth, drop_above=-math.log(0.1))
+    plain = per_voxel(sure, target).mean()
+    assert_close(envelope(sure, target), plain, rtol=1e-4, atol=1e-12)
+
+
+def test_values_tied_at_the_bound_are_kept():
+    values = torch.tensor([0.0, 1.0, 1.0, 1.0, 2.0])
+    weights, tau = keep_smallest(values, 2, False, 0.1, drop_above=1.0)
+    assert weights.tolist() == [1, 1, 1, 1, 0]
+    assert tau == 1
+
+
 def test_one_image_does_not_absorb_the_whole_drop():
     logits, target, _ = inputs()
     logits[0] *= 20
@@ -266,10 +298,11 @@ def test_k_ramps_down_from_all():
 @pytest.mark.parametrize(
     "wrong",
     [{"sigma": 1.0}, {"sigma": -0.1}, {"k": 0}, {"k": 1.5}, {"k": True}, {"max_class_drop": 0}, {"queue": -1},
+     {"drop_above": -1},
      {"pixel_temperature": 0}, {"base": "hinge"}, {"sigma_ramp": (0.5, 0.5)}, {"k_ramp": (0.5,)}],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"must|share|number"):
+    with pytest.raises(ValueError, match=r"must|share|number|at least"):
         TopKBottomSigmaLoss(**wrong)
 
 

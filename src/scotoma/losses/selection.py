@@ -48,7 +48,12 @@ def order_pair(values: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def keep_smallest(
-    values: Tensor, kept: int, smooth: bool, temperature: float, out: Tensor | None = None
+    values: Tensor,
+    kept: int,
+    smooth: bool,
+    temperature: float,
+    out: Tensor | None = None,
+    drop_above: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Weights that keep the smallest values, and the cut-off.
 
@@ -59,17 +64,18 @@ def keep_smallest(
             T = temperature (tau + 1e-6); otherwise 1 and 0, values tied at the cut sharing the places left.
         temperature: see above.
         out: (N,) where to put the weights.
+        drop_above: values up to this are kept, however many there are; tau is never below it.
 
     Returns:
         Weights (N,), and tau (scalar).
     """
     out = torch.empty_like(values) if out is None else out
     last, first_dropped = order_pair(values, kept)
-    tau = (last + first_dropped) / 2
+    tau = ((last + first_dropped) / 2).clamp(min=drop_above)
     if smooth:
         torch.sub(tau, values, out=out).div_(temperature * (tau + 1e-6)).sigmoid_()
-    elif last < first_dropped:
-        where_true(torch.le, values, last, out)
+    elif last < first_dropped or 0 < drop_above >= last:
+        where_true(torch.le, values, last.clamp(min=drop_above), out)
     else:
         where_true(torch.lt, values, last, out)
         tied = where_true(torch.eq, values, last)
@@ -87,6 +93,9 @@ class Selection(nn.Module):
         smooth: sigmoid weights around both cut-offs instead of a step.
         per_class: drop the share sigma of every class of an image rather than of all its voxels.
         max_class_drop: never drop more than this share of any class of an image; 1 lifts the guard.
+        drop_above: never drop a voxel whose loss is not above this, so that sigma is the most that goes and
+            images without wrong voxels lose none. For cross-entropy -log(p) spares all voxels whose label
+            the network finds at least as likely as p.
         pixel_temperature, image_temperature: widths of the two sigmoids, relative to the cut-off and to the
             spread of the image losses.
         queue: how many past image losses to rank against as well; for batches of one or two.
@@ -102,6 +111,7 @@ class Selection(nn.Module):
         smooth: bool = True,
         per_class: bool = False,
         max_class_drop: float = 0.5,
+        drop_above: float = 0.0,
         pixel_temperature: float = 0.1,
         image_temperature: float = 0.25,
         queue: int = 0,
@@ -115,6 +125,8 @@ class Selection(nn.Module):
             raise ValueError(f"k must be a share in (0, 1] or a count of images >= 1; got {k!r}")
         if not 0 < max_class_drop <= 1:
             raise ValueError(f"max_class_drop must lie in (0, 1]; got {max_class_drop}")
+        if drop_above < 0:
+            raise ValueError(f"drop_above is a loss, at least 0; got {drop_above}")
         if pixel_temperature <= 0 or image_temperature <= 0:
             raise ValueError(
                 "the temperatures of smooth selection must be positive; smooth=False is the step"
@@ -126,6 +138,7 @@ class Selection(nn.Module):
         self.smooth = smooth
         self.per_class = per_class
         self.max_class_drop = max_class_drop
+        self.drop_above = drop_above
         self.pixel_temperature = pixel_temperature
         self.image_temperature = image_temperature
         self.sigma_ramp = check_window("sigma_ramp", sigma_ramp)
@@ -209,7 +222,7 @@ class Selection(nn.Module):
             return
         # Ignored voxels have loss 0, below all others, so that they only shift the rank.
         kept = values.numel() - dropped
-        _, tau = keep_smallest(values, kept, self.smooth, self.pixel_temperature, out)
+        _, tau = keep_smallest(values, kept, self.smooth, self.pixel_temperature, out, self.drop_above)
         allowed = {c: math.floor(self.max_class_drop * n) for c, n in enumerate(present) if n > 0}
         small = [c for c, most in allowed.items() if most < dropped]  # the others cannot lose too many
         if small:
@@ -232,7 +245,8 @@ class Selection(nn.Module):
         # The other classes sink to -1, below all losses, so that they only shift the rank. Whole passes over
         # the image take less than picking a large class out and putting it back.
         own = (values * mine).add_(mine - 1)
-        weights, _ = keep_smallest(own, own.numel() - dropped, self.smooth, self.pixel_temperature)
+        kept = own.numel() - dropped
+        weights, _ = keep_smallest(own, kept, self.smooth, self.pixel_temperature, drop_above=self.drop_above)
         out.addcmul_(weights, mine)
 
     # --- images ---------------------------------------------------------------------------------------
