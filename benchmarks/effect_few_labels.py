@@ -8,15 +8,20 @@ from __future__ import annotations
 from effects import VOLUMES, Method, Task, run_tasks, segmentation_figures
 
 RECIPE = "few-labels"
+SELECTION = {"network.feature_selection": ["decoder"]}
 METHODS = [
     Method("Dice + CE (baseline)"),
-    Method("+ patch-dragsaw", RECIPE, {"network.feature_selection": []}),
-    Method("+ feature selection", RECIPE, {"objective.dragsaw": 0.0}),
-    Method("few-labels (both)", RECIPE),
+    Method("few-labels (patch-dragsaw)", RECIPE),
+    Method("+ feature selection", RECIPE, {"objective.dragsaw": 0.0, **SELECTION}),
+    Method("+ both", RECIPE, SELECTION),
+    Method("published variant", RECIPE, {"variant": "published"}),
 ]
 CANDIDATES = [
-    *METHODS,
-    Method("+ patch-dragsaw .1", RECIPE, {"network.feature_selection": [], "objective.dragsaw": 0.1}),
+    METHODS[0],
+    *(Method(f"+ patch-dragsaw {w:g}", RECIPE, {"objective.dragsaw": w}) for w in (0.01, 0.1, 0.3, 1)),
+    METHODS[2],
+    METHODS[3],
+    METHODS[4],
     Method(
         "+ feature selection, encoder",
         RECIPE,

@@ -38,6 +38,14 @@ CANDIDATES = [
         k=1.0, sigma=0.2, per_class=False, drop_above=DOUBT, sigma_ramp=[0.2, 0.4],
     ),
     ours("pixel level: sigma .2, above 1.6", k=1.0, sigma=0.2, per_class=False, drop_above=1.6),
+    ours(
+        "pixel level: sigma .2, above 2.3, late",
+        k=1.0, sigma=0.2, per_class=False, drop_above=DOUBT, sigma_ramp=[0.7, 0.9],
+    ),
+    ours(
+        "pixel level: sigma .2, above 3, late",
+        k=1.0, sigma=0.2, per_class=False, drop_above=3.0, sigma_ramp=[0.7, 0.9],
+    ),
     ours("both levels: sigma .2, above 2.3, k .9", k=0.9, sigma=0.2, per_class=False, drop_above=DOUBT),
 ]  # fmt: skip
 MOVED = "boundaries of half of the cases moved by up to three pixels"

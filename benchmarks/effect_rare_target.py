@@ -19,14 +19,12 @@ METHODS = [
     Method("Dice + CE, patches as by default"),
 ]
 CANDIDATES = [
-    *METHODS,
-    Method("rare-target, content 1", RECIPE, {"objective.content": 1.0}),
-    Method(
-        "rare-target, self, content 1",
-        RECIPE,
-        {"objective.content_extractor": "self", "objective.content": 1.0},
-    ),
-    Method("rare-target, complement 1", RECIPE, {"objective.content_complement": 1.0}),
+    METHODS[0],
+    Method("Dice", settings={**SHARE, "objective.ce": 0.0}),
+    Method("rare-target", RECIPE),
+    Method("rare-target, CE 0", RECIPE, {"objective.ce": 0.0}),
+    Method("rare-target, CE .2", RECIPE, {"objective.ce": 0.2}),
+    Method("rare-target, CE .2, content .1", RECIPE, {"objective.ce": 0.2, "objective.content": 0.1}),
 ]
 TASKS = [
     Task(
