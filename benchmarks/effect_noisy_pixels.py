@@ -18,13 +18,14 @@ def ours(name: str, **objective: Any) -> Method:
 
 
 BASELINE = Method("Dice + CE (baseline)")
+RANKED = {"k": 0.75, "queue": 32}
 METHODS = [
     BASELINE,
     Method("Dice + CE, clean labels", complete=True),
     Method("CE", settings={"objective.dice": 0.0}),
-    ours("pixel level alone", k=1.0),
-    ours("image level alone", sigma=0.0),
-    Method("noisy-pixels", RECIPE),
+    Method("noisy-pixels (pixel level)", RECIPE),
+    ours("image level alone", sigma=0.0, **RANKED),
+    ours("both levels", **RANKED),
     Method("published variant", RECIPE, {"variant": "published"}),
 ]
 # Cross-entropy of a label that the network gives one in ten.
@@ -37,6 +38,7 @@ CANDIDATES = [
         "pixel level: sigma .2, above 2.3, early",
         k=1.0, sigma=0.2, per_class=False, drop_above=DOUBT, sigma_ramp=[0.2, 0.4],
     ),
+    ours("pixel level: sigma .2, above 3", k=1.0, sigma=0.2, per_class=False, drop_above=3.0),
     ours("pixel level: sigma .2, above 1.6", k=1.0, sigma=0.2, per_class=False, drop_above=1.6),
     ours(
         "pixel level: sigma .2, above 2.3, late",
