@@ -5,6 +5,7 @@ python benchmarks/effect_clean_labels.py [--steps 400] [--seeds 3] [--only hippo
 
 from __future__ import annotations
 
+import effect_missing_lesions as ML
 import effect_noisy_pixels as NP
 from effects import FUNDUS, PICTURES, VOLUMES, Method, Task, lesion_figures, run_tasks, segmentation_figures
 
@@ -20,7 +21,7 @@ TASKS = [
         METHODS,
         segmentation_figures,
         VOLUMES,
-        candidates=NP.CANDIDATES,
+        candidates=[*NP.CANDIDATES, *ML.CANDIDATES[-5:]],
     ),
     Task("nuclei", "Nuclei", "nuclei", METHODS, lesion_figures, PICTURES),
     Task(

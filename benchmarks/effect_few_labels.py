@@ -8,6 +8,7 @@ from __future__ import annotations
 from effects import VOLUMES, Method, Task, run_tasks, segmentation_figures
 
 RECIPE = "few-labels"
+AFFINE = {"training.affine": 0.6}
 SELECTION = {"network.feature_selection": ["decoder"]}
 METHODS = [
     Method("Dice + CE (baseline)"),
@@ -22,6 +23,9 @@ CANDIDATES = [
     METHODS[2],
     METHODS[3],
     METHODS[4],
+    Method("Dice + CE, affine", settings=AFFINE),
+    Method("patch-dragsaw 0.01, affine", RECIPE, {"objective.dragsaw": 0.01, **AFFINE}),
+    Method("patch-dragsaw 0.1, affine", RECIPE, {"objective.dragsaw": 0.1, **AFFINE}),
     Method(
         "+ feature selection, encoder",
         RECIPE,

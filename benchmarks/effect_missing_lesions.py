@@ -42,14 +42,13 @@ def ours(name: str, **objective: object) -> Method:
 with_dice = {"dice": 1.0, "dice_excludes_bootstrapped": True}
 CANDIDATES = [
     BASELINE,
-    Method("CE", settings=CE),
-    *WEIGHTED,
-    ours("alpha 3", alpha=3.0),
+    *WEIGHTED[1:],
+    ours("alpha 3", alpha=3.0, dice=0.0),
     ours("alpha 3, Dice", alpha=3.0, **with_dice),
-    ours("alpha 3, averaged teacher", alpha=3.0, teacher="average"),
-    ours("alpha 3, beta .3", alpha=3.0, beta=0.3),
-    ours("alpha 5", alpha=5.0),
+    ours("alpha 3, Dice, averaged teacher", alpha=3.0, teacher="average", **with_dice),
     ours("alpha 1.5, Dice", alpha=1.5, **with_dice),
+    ours("alpha 1.5, Dice, component gate", alpha=1.5, gate="component", **with_dice),
+    ours("alpha 3, Dice, component gate", alpha=3.0, gate="component", **with_dice),
 ]
 TASKS = [
     Task(

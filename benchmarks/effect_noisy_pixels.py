@@ -77,9 +77,9 @@ TASKS = [
 ]
 HEADING = """# Noisy pixels
 
-In half of the training cases the masks are dilated, eroded or shifted by one to three voxels. Means over
-cases and classes; HD95 in mm or pixels. Hardest-pixel top-k, the opposite of the method, is no loss of the
-package and was left out."""
+Either in half of the training cases the masks are dilated, eroded or shifted by one to three voxels, or in
+all of them one pixel in ten has another class. Means over cases and classes; HD95 in mm or pixels.
+Hardest-pixel top-k, the opposite of the method, is no loss of the package and was left out."""
 
 if __name__ == "__main__":
     run_tasks("effect_noisy_pixels", HEADING, TASKS, steps=400)

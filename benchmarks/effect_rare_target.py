@@ -10,17 +10,18 @@ from effects import FUNDUS, Method, Task, lesion_figures, run_tasks
 RECIPE = "rare-target"
 # Draws patches around the target as often as the recipe does, so that the losses alone are compared.
 SHARE = {"training.foreground_share": 0.67}
+START = {"objective.content_ramp": None}
 METHODS = [
     Method("Dice + CE (baseline)"),
     Method("Dice + CE, patches as the recipe's", settings=SHARE),
     Method("Dice", settings={**SHARE, "objective.ce": 0.0}),
     Method("focal", settings={**SHARE, "objective.voxel": "focal", "objective.dice": 0.0}),
     Method("rare-target (random extractor)", RECIPE),
-    Method("rare-target (self extractor)", RECIPE, {"objective.content_extractor": "self"}),
-    Method("content in the second half", RECIPE, {"objective.content_ramp": [0.4, 0.6]}),
-    Method("content .05", RECIPE, {"objective.content": 0.05}),
+    Method("content from the start", RECIPE, START),
+    Method("self extractor, from the start", RECIPE, {"objective.content_extractor": "self", **START}),
+    Method("content .05, from the start", RECIPE, {"objective.content": 0.05, **START}),
 ]
-CANDIDATES = [*METHODS[2:3], METHODS[4], *METHODS[6:]]
+CANDIDATES = [METHODS[2], *METHODS[4:6], METHODS[7]]
 TASKS = [
     Task(
         "microaneurysms",

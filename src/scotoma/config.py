@@ -138,6 +138,12 @@ class TrainingSettings(Section):
         default=0.5, ge=0, le=1, description="share of patches centred on a foreground voxel"
     )
     augmentation: bool = True
+    affine: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="share of patches rotated and zoomed, where there is augmentation",
+    )
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     devices: int = Field(default=1, ge=1)
     nodes: int = Field(default=1, ge=1)

@@ -52,6 +52,16 @@ def test_augmentation_keeps_image_and_label_together(dims, spacing, intensity):
     assert changed > 5
 
 
+@pytest.mark.parametrize("affine", [0.0, 1.0])
+def test_share_of_patches_rotated_and_zoomed(affine):
+    augment = Augmentation(2, (1.0, 1.0), (), "scored", affine)
+    label = torch.zeros(32, 32, dtype=torch.uint8)
+    label[8:20, 4:16] = 1
+    moved = [augment(label[None].float(), label, seed)[1] for seed in range(10)]
+    assert all(torch.equal(m, label) for m in moved) == (affine == 0)
+    assert sum(not torch.equal(m, label) for m in moved) in (0, 10)
+
+
 def test_coarse_axis_is_not_mixed_by_rotation():
     augment = Augmentation(3, (6.0, 1.0, 1.0), (1, 2), "scored")
     label = torch.arange(8, dtype=torch.uint8)[:, None, None].expand(8, 16, 16).contiguous()

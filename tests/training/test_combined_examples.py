@@ -14,7 +14,7 @@ from small_data import QUICK
 
 FOLDER = Path(__file__).parents[2] / "examples"
 TERMS = {
-    "missing-lesions-with-selection": {"lopsided", "bootstrapped_share"},
+    "missing-lesions-with-selection": {"lopsided", "bootstrapped_share", "dice"},
     "noisy-pixels-with-content": {"ce", "dice", "trimmed_share", "content", "content_weight"},
     "few-labels-with-noisy-pixels": {"ce", "dice", "trimmed_share", "dragsaw"},
 }

@@ -20,7 +20,7 @@ from small_data import QUICK
 
 TERMS = {
     "baseline": {"ce", "dice"},
-    "missing-lesions": {"lopsided", "bootstrapped_share"},
+    "missing-lesions": {"lopsided", "bootstrapped_share", "dice"},
     "noisy-pixels": {"ce", "dice", "trimmed_share"},
     "rare-target": {"dice", "content", "content_weight"},
     "few-labels": {"ce", "dice", "dragsaw"},

@@ -25,9 +25,12 @@ class Augmentation:
             when the first axis is more than three times coarser.
         flips: axes of the patch that may be mirrored.
         intensity: "unit" for pictures scaled to [0, 1], "scored" for zero-mean images, "ct".
+        affine: share of the patches that are rotated and zoomed, in [0, 1].
     """
 
-    def __init__(self, dims: int, spacing: tuple[float, ...], flips: Sequence[int], intensity: str) -> None:
+    def __init__(
+        self, dims: int, spacing: tuple[float, ...], flips: Sequence[int], intensity: str, affine: float = 0.2
+    ) -> None:
         import monai.transforms as mt
 
         flat = dims == 3 and spacing[0] > 3 * min(spacing)
@@ -44,7 +47,7 @@ class Augmentation:
             [
                 mt.RandAffined(
                     both,
-                    prob=0.2,
+                    prob=affine,
                     rotate_range=rotate,
                     scale_range=zoom,
                     mode=("bilinear", "nearest"),

@@ -36,10 +36,18 @@ class PatchDataset(Dataset):
         seed: of the run.
         foreground_share: see above.
         augment: change patches at random (see `Augmentation`).
+        affine: share of the patches that are rotated and zoomed, where patches are changed.
     """
 
     def __init__(
-        self, cases: Sequence[CachedCase], plan: Plan, *, seed: int, foreground_share: float, augment: bool
+        self,
+        cases: Sequence[CachedCase],
+        plan: Plan,
+        *,
+        seed: int,
+        foreground_share: float,
+        augment: bool,
+        affine: float = 0.2,
     ) -> None:
         self.cases = list(cases)
         self.plan = plan
@@ -57,7 +65,7 @@ class PatchDataset(Dataset):
             intensity = "unit" if kinds == {"unit"} else "ct" if kinds == {"ct"} else "scored"
             dims = plan.network.dims
             flips = [axis - (3 - dims) for axis in plan.flips if axis >= 3 - dims]
-            self._augment = Augmentation(dims, plan.patch_spacing, flips, intensity)
+            self._augment = Augmentation(dims, plan.patch_spacing, flips, intensity, affine)
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
         """Patch `item` = (epoch, number): image (M', *S) float32, label (*S) uint8, case index, id.

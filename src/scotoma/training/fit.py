@@ -230,6 +230,7 @@ def loaders(
         seed=settings.seed,
         foreground_share=training.foreground_share,
         augment=training.augmentation,
+        affine=training.affine,
     )
     epoch_steps = min(training.epoch_steps, training.steps)
     sampler = EpochSampler(epoch_steps * training.accumulate, plan.batch, rank, world, epoch)
@@ -268,7 +269,12 @@ def time_steps(
     module = build_module(settings, plan, train, 1, extractor).to(device).train()
     training = settings.training
     patches = PatchDataset(
-        train, plan, seed=1, foreground_share=training.foreground_share, augment=training.augmentation
+        train,
+        plan,
+        seed=1,
+        foreground_share=training.foreground_share,
+        augment=training.augmentation,
+        affine=training.affine,
     )
     optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=1e-9)
     times = []
