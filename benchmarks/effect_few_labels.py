@@ -8,28 +8,25 @@ from __future__ import annotations
 from effects import VOLUMES, Method, Task, run_tasks, segmentation_figures
 
 RECIPE = "few-labels"
-AFFINE = {"training.affine": 0.6}
+USUAL = {"training.affine": 0.2}
 SELECTION = {"network.feature_selection": ["decoder"]}
 METHODS = [
     Method("Dice + CE (baseline)"),
-    Method("few-labels (patch-dragsaw)", RECIPE),
-    Method("+ feature selection", RECIPE, {"objective.dragsaw": 0.0, **SELECTION}),
-    Method("+ both", RECIPE, SELECTION),
-    Method("published variant", RECIPE, {"variant": "published"}),
+    Method("Dice + CE, affine .6", settings={"training.affine": 0.6}),
+    Method("few-labels", RECIPE),
+    Method("few-labels, feature selection", RECIPE, SELECTION),
+    Method("contrast alone", RECIPE, USUAL),
+    Method("feature selection alone", RECIPE, {"objective.dragsaw": 0.0, **USUAL, **SELECTION}),
+    Method("published variant (both)", RECIPE, {"variant": "published"}),
 ]
 CANDIDATES = [
-    METHODS[0],
-    *(Method(f"+ patch-dragsaw {w:g}", RECIPE, {"objective.dragsaw": w}) for w in (0.01, 0.1, 0.3, 1)),
-    METHODS[2],
-    METHODS[3],
-    METHODS[4],
-    Method("Dice + CE, affine", settings=AFFINE),
-    Method("patch-dragsaw 0.01, affine", RECIPE, {"objective.dragsaw": 0.01, **AFFINE}),
-    Method("patch-dragsaw 0.1, affine", RECIPE, {"objective.dragsaw": 0.1, **AFFINE}),
+    *METHODS,
+    *(Method(f"contrast {w:g}", RECIPE, {"objective.dragsaw": w, **USUAL}) for w in (0.1, 0.3, 1)),
+    Method("contrast 0.1, affine .6", RECIPE, {"objective.dragsaw": 0.1}),
     Method(
-        "+ feature selection, encoder",
+        "feature selection in the encoder",
         RECIPE,
-        {"objective.dragsaw": 0.0, "network.feature_selection": ["encoder"]},
+        {"objective.dragsaw": 0.0, **USUAL, "network.feature_selection": ["encoder"]},
     ),
 ]
 TASKS = [
