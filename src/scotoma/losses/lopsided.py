@@ -127,12 +127,13 @@ def _unlabelled_components(found: Tensor, lesion: Tensor, min_component: int) ->
     connectivity = 26 if found.ndim == 4 else 8
     for i, (mask, labelled) in enumerate(zip(found.cpu().numpy(), lesion.cpu().numpy(), strict=True)):
         # As uint8: of a 2-D bool array cc3d 3.29 labels voxels outside the mask.
-        either = (mask | labelled).astype(np.uint8)
-        components = np.asarray(cc3d.connected_components(either, connectivity=connectivity))
-        sizes = np.bincount(components.ravel())
-        good = sizes >= min_component
-        good[0] = False
-        good[np.unique(components[labelled])] = False
+        either = (mask | labelled).view(np.uint8)
+        components, count = cc3d.connected_components(either, connectivity=connectivity, return_N=True)
+        good = np.ones(count + 1, dtype=bool)
+        if min_component > 1:
+            good = np.bincount(components.ravel(), minlength=count + 1) >= min_component
+        # Component 0, the voxels outside all, is struck with those that hold a label.
+        good[components * labelled] = False
         keep[i] = good[components]
     return torch.from_numpy(keep).to(found.device)
 
