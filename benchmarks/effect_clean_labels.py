@@ -21,7 +21,7 @@ TASKS = [
         METHODS,
         segmentation_figures,
         VOLUMES,
-        candidates=[*NP.CANDIDATES, *ML.CANDIDATES[-5:]],
+        candidates=[*NP.CANDIDATES, *(m for m in ML.CANDIDATES if m.recipe == ML.RECIPE)],
     ),
     Task("nuclei", "Nuclei", "nuclei", METHODS, lesion_figures, PICTURES),
     Task(

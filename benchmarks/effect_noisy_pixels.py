@@ -32,23 +32,23 @@ METHODS = [
 DOUBT = 2.3
 CANDIDATES = [
     BASELINE,
-    ours("pixel level: sigma .1, above 2.3", k=1.0, sigma=0.1, per_class=False, drop_above=DOUBT),
-    ours("pixel level: sigma .2, above 2.3", k=1.0, sigma=0.2, per_class=False, drop_above=DOUBT),
+    ours("pixel level: sigma .1, above 2.3", sigma=0.1, drop_above=DOUBT),
+    ours("pixel level: sigma .2, above 2.3", sigma=0.2, drop_above=DOUBT),
     ours(
         "pixel level: sigma .2, above 2.3, early",
-        k=1.0, sigma=0.2, per_class=False, drop_above=DOUBT, sigma_ramp=[0.2, 0.4],
+        sigma=0.2, drop_above=DOUBT, sigma_ramp=[0.2, 0.4],
     ),
-    ours("pixel level: sigma .2, above 3", k=1.0, sigma=0.2, per_class=False, drop_above=3.0),
-    ours("pixel level: sigma .2, above 1.6", k=1.0, sigma=0.2, per_class=False, drop_above=1.6),
+    ours("pixel level: sigma .2, above 3", sigma=0.2, drop_above=3.0),
+    ours("pixel level: sigma .2, above 1.6", sigma=0.2, drop_above=1.6),
     ours(
         "pixel level: sigma .2, above 2.3, late",
-        k=1.0, sigma=0.2, per_class=False, drop_above=DOUBT, sigma_ramp=[0.7, 0.9],
+        sigma=0.2, drop_above=DOUBT, sigma_ramp=[0.7, 0.9],
     ),
     ours(
         "pixel level: sigma .2, above 3, late",
-        k=1.0, sigma=0.2, per_class=False, drop_above=3.0, sigma_ramp=[0.7, 0.9],
+        sigma=0.2, drop_above=3.0, sigma_ramp=[0.7, 0.9],
     ),
-    ours("both levels: sigma .2, above 2.3, k .9", k=0.9, sigma=0.2, per_class=False, drop_above=DOUBT),
+    ours("both levels: sigma .2, above 2.3, k .9", k=0.9, sigma=0.2, drop_above=DOUBT),
 ]  # fmt: skip
 MOVED = "boundaries of half of the cases moved by up to three pixels"
 TASKS = [
