@@ -14,9 +14,11 @@ from laws import inputs
 from torch.testing import assert_close
 
 from scotoma.losses import NonFiniteLossError, Objective, prior_bias
+from scotoma.losses import fused as fused_pass
 from scotoma.losses.supervision import level_weights, subsample
 
 
+@pytest.mark.parametrize("blocks", ["one block", "many blocks"])
 @pytest.mark.parametrize("classes", [2, 3, 5])
 @pytest.mark.parametrize(
     "settings",
@@ -34,7 +36,9 @@ from scotoma.losses.supervision import level_weights, subsample
     ],
     ids=str,
 )
-def test_the_fused_pass_agrees_with_ordinary_operations(classes, settings):
+def test_the_fused_pass_agrees_with_ordinary_operations(classes, settings, blocks, monkeypatch):
+    if blocks == "many blocks":
+        monkeypatch.setattr(fused_pass, "_BLOCK", 200)  # none of whose multiples is the image
     logits, target, _ = inputs(classes=classes)
     target[:, :2] = 255
     target[3] = 255

@@ -132,9 +132,10 @@ def _unlabelled_components(found: Tensor, lesion: Tensor, min_component: int) ->
         good = np.ones(count + 1, dtype=bool)
         if min_component > 1:
             good = np.bincount(components.ravel(), minlength=count + 1) >= min_component
-        # Component 0, the voxels outside all, is struck with those that hold a label.
-        good[components * labelled] = False
-        keep[i] = good[components]
+        good[0] = False
+        good[components[labelled]] = False
+        # take is twice as fast as good[components]
+        np.take(good, components, out=keep[i])
     return torch.from_numpy(keep).to(found.device)
 
 
