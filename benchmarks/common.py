@@ -10,11 +10,14 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from scotoma.config import load_settings
 from scotoma.evaluation.evaluate import evaluate
 from scotoma.files import write_json, write_text
+from scotoma.losses import Objective
 from scotoma.prediction.predict import predict_folder
+from scotoma.training import fit
 from scotoma.training.environment import machine, versions
 from scotoma.training.train import train
 
@@ -31,7 +34,13 @@ def real_data(name: str) -> Path:
 
 
 def run_once(
-    recipe: str, data: Path, truth: Path, out: Path, overrides: dict[str, Any], part: str = "test"
+    recipe: str,
+    data: Path,
+    truth: Path,
+    out: Path,
+    overrides: dict[str, Any],
+    part: str = "test",
+    objective: type[Objective] = Objective,
 ) -> dict[str, Any]:
     """Train on `data`, predict cases of the split, evaluate them against `truth`.
 
@@ -39,6 +48,7 @@ def run_once(
 
     Args:
         part: "test", or "validation", whose predictions training leaves.
+        objective: trains instead of the package's, for losses that it does not have.
 
     Returns:
         The evaluation's content, with "training_seconds" and "training_steps" added.
@@ -47,7 +57,9 @@ def run_once(
     judged = out / {"test": "test", "validation": "validation-complete"}[part]
     if not (judged / "evaluation.json").is_file():
         start = time.monotonic()
-        train(data, load_settings(recipe, overrides=overrides), out, resume=(out / "config.yaml").is_file())
+        settings = load_settings(recipe, overrides=overrides)
+        with patch.object(fit, "Objective", objective):
+            train(data, settings, out, resume=(out / "config.yaml").is_file())
         write_json(out / "seconds.json", time.monotonic() - start)
         if part == "test":
             predict_folder(out, data, out / "test", part="test", probabilities=True)

@@ -43,6 +43,8 @@ TASKS = [
             "data.channels": ["flair", "t1"],
             "data.labels": "lesions",
             "plan.kind": "2d",
+            "plan.patch": [1, 128, 128],
+            "plan.batch": 4,
             "training.validation_patches": 32,
         },
     ),

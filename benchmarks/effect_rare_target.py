@@ -6,6 +6,7 @@ python benchmarks/effect_rare_target.py [--steps 400] [--seeds 3] [--work FOLDER
 from __future__ import annotations
 
 from effects import FUNDUS, Method, Task, lesion_figures, run_tasks
+from opponents import FocalTversky
 
 RECIPE = "rare-target"
 # Draws patches around the target as often as the recipe does, so that the losses alone are compared.
@@ -16,12 +17,13 @@ METHODS = [
     Method("Dice + CE, patches as the recipe's", settings=SHARE),
     Method("Dice", settings={**SHARE, "objective.ce": 0.0}),
     Method("focal", settings={**SHARE, "objective.voxel": "focal", "objective.dice": 0.0}),
+    Method("focal Tversky", settings=SHARE, objective=FocalTversky),
     Method("rare-target (random extractor)", RECIPE),
     Method("content from the start", RECIPE, START),
     Method("self extractor, from the start", RECIPE, {"objective.content_extractor": "self", **START}),
     Method("content .05, from the start", RECIPE, {"objective.content": 0.05, **START}),
 ]
-CANDIDATES = [METHODS[2], *METHODS[4:6], METHODS[7]]
+CANDIDATES = [METHODS[2], *METHODS[5:7], METHODS[8]]
 TASKS = [
     Task(
         "microaneurysms",
@@ -36,8 +38,7 @@ TASKS = [
 HEADING = """# Rare target
 
 Microaneurysms cover .12 % of these fundus photographs. Dice is the mean over images, pixel figures are
-pooled over them, the others count lesions. The package has no Tversky loss,
-so the focal loss stands alone."""
+pooled over them, the others count lesions."""
 
 if __name__ == "__main__":
     run_tasks("effect_rare_target", HEADING, TASKS, steps=400)

@@ -29,6 +29,7 @@ from scotoma.data.dataset import open_dataset
 from scotoma.data.splits import Split, make_split
 from scotoma.imperfections.cases import keep_cases
 from scotoma.imperfections.corrupt import corrupt_dataset
+from scotoma.losses import Objective
 from scotoma.training.run import RunFolder
 from scotoma.training.train import label_map_of
 
@@ -43,11 +44,13 @@ VOLUMES = {"network.features": 16}
 PICTURES = {
     "network.features": 8,
     "network.depth": 5,
-    "plan.patch": [1, 128, 128],
-    "plan.batch": 4,
+    # The whole of most of the nuclei's images: windows without an object, which normalisation by instance
+    # turns into noise, would be predicted full of them.
+    "plan.patch": [1, 256, 256],
+    "plan.batch": 1,
     "prediction.overlap": 0.25,
 }
-FUNDUS = {**PICTURES, "plan.patch": [1, 192, 192], "data.labels": "microaneurysms"}
+FUNDUS = {**PICTURES, "plan.patch": [1, 192, 192], "plan.batch": 4, "data.labels": "microaneurysms"}
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,14 @@ class Method:
         recipe: name of a recipe.
         settings: overrides.
         complete: train on the labels as they came, without the task's fault.
+        objective: see `run_once`.
     """
 
     name: str
     recipe: str = "baseline"
     settings: dict[str, Any] = field(default_factory=dict)
     complete: bool = False
+    objective: type[Objective] = Objective
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,9 @@ def run_tasks(name: str, heading: str, tasks: Sequence[Task], steps: int) -> Non
                 if _evaluation(run, part).is_file():
                     continue
                 data, settings = _material(work, task, method, seed, options.steps)
-                wanted.append((method.recipe, data, real_data(task.folder), run, settings, part))
+                wanted.append(
+                    (method.recipe, data, real_data(task.folder), run, settings, part, method.objective)
+                )
     threads = max(1, (os.cpu_count() or 1) // options.jobs)
     with ProcessPoolExecutor(
         options.jobs, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)

@@ -90,6 +90,13 @@ CASES: dict[str, Case] = {
     "reed soft": Case(
         lambda c, i: LopsidedBootstrapLoss(bootstrap="reed-soft", ignore_index=i), plain, monotone=False
     ),
+    "lopsided border": Case(
+        lambda c, i: LopsidedBootstrapLoss(gate="component", border=1, ignore_index=i),
+        plain,
+        voxelwise=False,
+        monotone=False,
+        asymmetric=True,
+    ),
     "lopsided components": Case(
         lambda c, i: LopsidedBootstrapLoss(gate="component", ignore_index=i),
         plain,

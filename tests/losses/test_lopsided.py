@@ -119,6 +119,31 @@ def test_a_teacher_decides_instead_of_the_network():
     assert_close(objective(logits, target, teacher_logits=teacher), wanted.mean())
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("border", [1, 2, 9])
+def test_alpha_counts_on_both_sides_of_a_drawn_outline(dims, border):
+    target = torch.zeros(1, *[7] * dims, dtype=torch.long)
+    target[(0, *[1] * dims)] = 1
+    logits = torch.zeros(1, 2, *[7] * dims)
+    logits[:, 0] = 1  # background everywhere, so nothing is overruled
+    loss = lopsided_bootstrap_loss(logits, target, 3.0, 0.1, reduction="none", border=border)
+    plain = F.cross_entropy(logits, target, reduction="none")
+    pool = F.max_pool2d if dims == 2 else F.max_pool3d
+    beside = pool(target[:, None].float(), 2 * border + 1, 1, border)[:, 0] > 0
+    assert_close(loss, torch.where(beside, 3 * plain, plain))
+    whole = lopsided_bootstrap_loss(logits, target, 3.0, 0.1, border=border)
+    assert_close(whole, loss.mean())
+
+
+def test_an_overruled_voxel_beside_a_drawn_lesion_counts_once():
+    target = torch.tensor([[[1, 0, 0, 0, 0]]])
+    logits = torch.tensor([[[[0.0, 2.0, 0.0, 2.0, 2.0]], [[2.0, 0.0, 2.0, 0.0, 0.0]]]])
+    settings = {"beta": 0.0, "reduction": "none", "gate": "component", "border": 2}
+    loss = lopsided_bootstrap_loss(logits, target, 3.0, **settings)
+    right = F.softplus(torch.tensor(-2.0))
+    assert_close(loss, right * torch.tensor([[[3.0, 3.0, 1.0, 1.0, 1.0]]]))
+
+
 def test_the_component_gate_leaves_borders_to_the_label():
     target = torch.zeros(1, 12, 12, dtype=torch.long)
     target[0, 2:4, 2:4] = 1
@@ -182,6 +207,7 @@ def test_beta_from_an_expected_miss_rate():
         {"beta": 1.1},
         {"bootstrap": "firm"},
         {"gate": "lesion"},
+        {"border": -1},
         {"reduction": "sum"},
         {"bootstrap": "reed-hard", "gate": "component"},
     ],

@@ -29,6 +29,8 @@ from scotoma.losses.supervision import level_weights, subsample
         {"voxel": "focal"},
         {"voxel": "lopsided"},
         {"voxel": "lopsided", "gate": "component"},
+        {"voxel": "lopsided", "gate": "component", "border": 1},
+        {"voxel": "lopsided", "border": 2, "alpha": 2.0},
         {"voxel": "lopsided", "teacher": "average"},
         {"voxel": "lopsided", "dice": 1.0, "dice_excludes_bootstrapped": True, "sigma": 0.1, "k": 2},
         {"batch_dice": True, "sigma": 0.1},

@@ -234,7 +234,13 @@ def focal_rule(fused: FusedBatch, gamma: float) -> VoxelRule:
 
 
 def lopsided_rule(
-    fused: FusedBatch, alpha: float, beta: float, boot: Tensor, margin: Tensor, guide: Tensor | None = None
+    fused: FusedBatch,
+    alpha: float,
+    beta: float,
+    boot: Tensor,
+    margin: Tensor,
+    guide: Tensor | None = None,
+    weighted: Tensor | None = None,
 ) -> VoxelRule:
     """The hard lopsided bootstrap, as `voxel_lopsided`.
 
@@ -244,9 +250,14 @@ def lopsided_rule(
         boot: (B, *S) 1 in the bootstrapped voxels, 0 elsewhere.
         margin: (B, *S) how far the logit of the guide's strongest lesion class lies above the background's.
         guide: (B, C, *S) logits of an averaged teacher; None is the network itself.
+        weighted: (B, *S) bool, where alpha counts; None is where the label is a lesion.
     """
     batch = fused.batch
-    slope = where_true(torch.gt, batch.labels, 0.0).mul_(alpha - 1).add_(1)
+    if weighted is None:
+        slope = where_true(torch.gt, batch.labels, 0.0)
+    else:
+        slope = weighted.flatten(1).to(fused.nll.dtype)
+    slope.mul_(alpha - 1).add_(1)
     if batch.valid_weight is not None:
         slope *= batch.valid_weight
     slope = slope.view_as(margin)

@@ -30,6 +30,7 @@ def voxel_lopsided(
     teacher: Tensor | None = None,
     gate: Gate = "voxel",
     min_component: int = 1,
+    border: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The unreduced loss, and 1 in the voxels that are bootstrapped, else 0: two tensors (B, *S).
 
@@ -42,6 +43,9 @@ def voxel_lopsided(
     loss = voxel_cross_entropy(batch)
     if alpha != 1:
         loss = loss * torch.where(target > 0, alpha, 1.0)
+        if border:
+            bordering = near(target > 0, border) & (target == 0) & (boot == 0)
+            loss = loss * torch.where(bordering, alpha, 1.0)
     if beta == 1:
         return loss, boot
 
@@ -75,13 +79,12 @@ def bootstrapped(batch: Batch, margin: Tensor, gate: Gate, min_component: int) -
         margin: `lesion_margin` of the guide.
         gate, min_component: see `lopsided_bootstrap_loss`.
     """
-    boot = where_true(torch.gt, margin, 0.0) * batch.is_class(0).view_as(margin)
-    if gate == "component":
-        found = margin > 0
-        if batch.valid is not None:
-            found &= batch.valid
-        boot *= _unlabelled_components(found, batch.target > 0, min_component)
-    return boot
+    if gate == "voxel":
+        return where_true(torch.gt, margin, 0.0) * batch.is_class(0).view_as(margin)
+    found = margin > 0
+    if batch.valid is not None:
+        found &= batch.valid
+    return _unlabelled_components(found, batch.target > 0, min_component).to(margin.dtype)
 
 
 @torch.no_grad()
@@ -92,6 +95,7 @@ def fused_lopsided(
     teacher: Tensor | None = None,
     gate: Gate = "voxel",
     min_component: int = 1,
+    border: int = 0,
 ) -> tuple[VoxelRule, Tensor]:
     """The hard bootstrap as `voxel_lopsided`, for the fused pass: its rule, and which voxels: (B, *S)."""
     batch = fused.batch
@@ -105,7 +109,27 @@ def fused_lopsided(
             chosen = torch.where(teacher[:, c] > top, logits[:, c], chosen)
             top = torch.maximum(top, teacher[:, c])
         own = chosen - logits[:, 0]
-    return lopsided_rule(fused, alpha, beta, boot, own, teacher), boot
+    weighted = None
+    if border:
+        weighted = near(batch.target > 0, border) & (boot == 0)
+    return lopsided_rule(fused, alpha, beta, boot, own, teacher, weighted), boot
+
+
+def near(lesion: Tensor, border: int) -> Tensor:
+    """The lesions and all voxels at most `border` steps from one along every axis: (B, *S) bool.
+
+    Example:
+        >>> near(torch.tensor([[False, False, False, True]]), 2)
+        tensor([[False,  True,  True,  True]])
+    """
+    for axis in range(1, lesion.ndim):
+        grown, length = lesion.clone(), lesion.shape[axis]
+        for step in range(1, min(border, length - 1) + 1):
+            ahead, behind = (lesion.narrow(axis, start, length - step) for start in (step, 0))
+            grown.narrow(axis, 0, length - step).logical_or_(ahead)
+            grown.narrow(axis, step, length - step).logical_or_(behind)
+        lesion = grown
+    return lesion
 
 
 def lesion_margin(logits: Tensor) -> Tensor:
@@ -152,6 +176,7 @@ def lopsided_bootstrap_loss(
     teacher_logits: Tensor | None = None,
     gate: Gate = "voxel",
     min_component: int = 1,
+    border: int = 0,
 ) -> Tensor:
     r"""Cross-entropy that lets the network overrule a background label, but never a lesion label.
 
@@ -189,6 +214,9 @@ def lopsided_bootstrap_loss(
             components that hold no labelled lesion voxel, because next to a labelled lesion the
             disagreement is about its border and the label knows better.
         min_component: smallest such component, in voxels.
+        border: alpha counts for background voxels too that lie at most this many voxels from a labelled
+            lesion (along every axis) and are not overruled. The annotator who drew the lesion drew its
+            outline as well; with the factor on one side only, outlines come out too large.
 
     Returns:
         A scalar, or (B, *S) for reduction "none".
@@ -203,7 +231,7 @@ def lopsided_bootstrap_loss(
         >>> lopsided_bootstrap_loss(logits, torch.tensor([[0, 0]]), alpha=1, beta=1, reduction="none")
         tensor([[0.1269, 1.3133]])
     """
-    check_lopsided(alpha, beta, bootstrap, gate)
+    check_lopsided(alpha, beta, bootstrap, gate, border)
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction must be 'mean' or 'none', not {reduction!r}")
     batch = prepare(logits, target, ignore_index)
@@ -212,16 +240,18 @@ def lopsided_bootstrap_loss(
         raise ValueError(f"teacher_logits {tuple(teacher.shape)} and logits {tuple(logits.shape)} differ")
     if reduction == "mean" and weight is None and bootstrap == "hard" and beta < 1:
         fused = FusedBatch(batch)
-        rule, _ = fused_lopsided(fused, alpha, beta, teacher, gate, min_component)
+        rule, _ = fused_lopsided(fused, alpha, beta, teacher, gate, min_component, border)
         return joined_mean(fused.sums(rule, None, False, None).voxel.sum(), batch.count().sum())
-    loss, _ = voxel_lopsided(batch, alpha, beta, bootstrap, teacher, gate, min_component)
+    loss, _ = voxel_lopsided(batch, alpha, beta, bootstrap, teacher, gate, min_component, border)
     if weight is not None:
         loss = loss * weight.to(loss.dtype).reshape(loss.shape)
     return loss if reduction == "none" else joined_mean(loss.sum(), batch.count().sum())
 
 
-def check_lopsided(alpha: float, beta: float, bootstrap: str, gate: str) -> None:
+def check_lopsided(alpha: float, beta: float, bootstrap: str, gate: str, border: int) -> None:
     """Raise ValueError for settings out of range."""
+    if border < 0:
+        raise ValueError(f"border must be a number of voxels, at least 0; got {border}")
     if alpha <= 0:
         raise ValueError(f"alpha must be positive; got {alpha}")
     if not 0 <= beta <= 1:
@@ -258,7 +288,7 @@ class LopsidedBootstrapLoss(nn.Module):
     """Module form of `lopsided_bootstrap_loss`, with an optional warm-up of beta.
 
     Args:
-        alpha, beta, bootstrap, ignore_index, reduction, gate, min_component: see the function.
+        alpha, beta, bootstrap, ignore_index, reduction, gate, min_component, border: see the function.
         expected_miss_rate: share of lesions thought to be missing; replaces beta by `beta_from_miss_rate`.
         beta_ramp: [start, end] as shares of training between which beta goes from 1 to its value; it
             follows the attribute `progress`, which the training loop sets (1.0 until then).
@@ -281,13 +311,14 @@ class LopsidedBootstrapLoss(nn.Module):
         *,
         gate: Gate = "voxel",
         min_component: int = 1,
+        border: int = 0,
         expected_miss_rate: float | None = None,
         beta_ramp: Sequence[float] | None = None,
     ):
         super().__init__()
         if expected_miss_rate is not None:
             beta = beta_from_miss_rate(expected_miss_rate, alpha)
-        check_lopsided(alpha, beta, bootstrap, gate)
+        check_lopsided(alpha, beta, bootstrap, gate, border)
         self.alpha = alpha
         self.beta = beta
         self.bootstrap: Bootstrap = bootstrap
@@ -295,6 +326,7 @@ class LopsidedBootstrapLoss(nn.Module):
         self.reduction: Reduction = reduction
         self.gate: Gate = gate
         self.min_component = min_component
+        self.border = border
         self.beta_ramp = check_window("beta_ramp", beta_ramp)
         self.progress = 1.0
 
@@ -323,6 +355,7 @@ class LopsidedBootstrapLoss(nn.Module):
             teacher_logits=teacher_logits,
             gate=self.gate,
             min_component=self.min_component,
+            border=self.border,
         )
 
     def extra_repr(self) -> str:

@@ -43,6 +43,7 @@ class VoxelLoss:
     bootstrap: Bootstrap = "hard"
     gate: Gate = "voxel"
     min_component: int = 1
+    border: int = 0
     focal_gamma: float = 2.0
     fused: bool = True
 
@@ -68,7 +69,14 @@ class VoxelLoss:
         boot = None
         if self.kind == "lopsided":
             loss, boot = voxel_lopsided(
-                batch, self.alpha, beta, self.bootstrap, teacher, self.gate, self.min_component
+                batch,
+                self.alpha,
+                beta,
+                self.bootstrap,
+                teacher,
+                self.gate,
+                self.min_component,
+                self.border,
             )
         else:
             loss = (
@@ -87,5 +95,7 @@ class VoxelLoss:
         elif self.kind == "focal":
             rule = focal_rule(fused, self.focal_gamma)
         else:
-            rule, boot = fused_lopsided(fused, self.alpha, beta, teacher, self.gate, self.min_component)
+            rule, boot = fused_lopsided(
+                fused, self.alpha, beta, teacher, self.gate, self.min_component, self.border
+            )
         return Voxels(rule.value, boot, lambda w, dice, dw: fused.sums(rule, w, dice, dw))
