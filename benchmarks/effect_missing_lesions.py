@@ -30,6 +30,8 @@ METHODS = [
     Method("Reed, hard, beta .8", settings=REED),
     Method("lopsided, published", RECIPE, {"variant": "published"}),
     Method("missing-lesions", RECIPE),
+    Method("missing-lesions, no label overruled", RECIPE, {"objective.beta": 1.0}),
+    Method("Dice + weighted CE, 3", settings={"objective.class_weights": [1.0, 3.0]}),
 ]
 
 
@@ -39,8 +41,8 @@ def ours(name: str, **objective: object) -> Method:
     )
 
 
-# The gate is said each time, since the recipe's is "component".
-VOXEL, COMPONENT = {"gate": "voxel"}, {"gate": "component"}
+# Gate and border are said each time, since the recipe has both.
+VOXEL, COMPONENT = {"gate": "voxel", "border": 0}, {"gate": "component", "border": 0}
 CANDIDATES = [
     BASELINE,
     *WEIGHTED[1:],
@@ -50,6 +52,11 @@ CANDIDATES = [
     ours("alpha 1.5, Dice", alpha=1.5, **VOXEL),
     ours("alpha 1.5, Dice, component gate", alpha=1.5, **COMPONENT),
     ours("alpha 3, Dice, component gate", alpha=3.0, **COMPONENT),
+    *(
+        ours(f"alpha 3, Dice, component gate, border {n}", alpha=3.0, gate="component", border=n)
+        for n in (1, 2, 3)
+    ),
+    ours("alpha 2, Dice, component gate, border 2", alpha=2.0, gate="component", border=2),
 ]
 TASKS = [
     Task(
