@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scotoma.data.labels import IGNORE
 from scotoma.losses import Objective
-
-IGNORED = 255
 
 
 class HardestPixels(Objective):
@@ -18,8 +17,8 @@ class HardestPixels(Objective):
         self, logits: Tensor, target: Tensor, teacher: Tensor | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         terms, shares = super()._one_level(logits, target, teacher)
-        loss = F.cross_entropy(logits, target.long(), ignore_index=IGNORED, reduction="none").flatten()
-        hardest = loss.topk(max(1, int((target != IGNORED).sum()) // 10), sorted=False).values
+        loss = F.cross_entropy(logits, target.long(), ignore_index=IGNORE, reduction="none").flatten()
+        hardest = loss.topk(max(1, int((target != IGNORE).sum()) // 10), sorted=False).values
         return {**terms, "ce": hardest.mean()}, shares
 
 
@@ -29,11 +28,10 @@ class FocalTversky(Objective):
     def _one_level(
         self, logits: Tensor, target: Tensor, teacher: Tensor | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        _, shares = super()._one_level(logits, target, teacher)
         p = logits.softmax(1)[:, 1:].flatten(2)
         classes = torch.arange(1, self.num_classes, device=target.device)[:, None]
         truth = (target.flatten(1)[:, None] == classes).to(p.dtype)
-        p = p * (target != IGNORED).flatten(1)[:, None]
+        p = p * (target != IGNORE).flatten(1)[:, None]
         overlap = (p * truth).sum(2)
         index = (overlap + 1) / (overlap + 0.3 * (p.sum(2) - overlap) + 0.7 * (truth.sum(2) - overlap) + 1)
-        return {"ce": (1 - index).clamp(min=1e-6).pow(0.75).mean()}, shares
+        return {"ce": (1 - index).clamp(min=1e-6).pow(0.75).mean()}, {}
