@@ -105,9 +105,10 @@ class NetworkSettings(Section):
         default_factory=list,
         description="stages followed by uncertainty-aware feature selection: encoder, decoder, decoder.0 ...",
     )
-    prior_bias: bool = Field(
-        default=False,
-        description="start the last layer at the log share of each class, so that nothing is lesion at first",
+    prior_bias: bool | None = Field(
+        default=None,
+        description="start the last layer at the log share of each class, so that nothing is lesion at first;"
+        " default: where a class fills less than .2 % of the voxels",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -98,6 +99,22 @@ def test_the_frozen_extractor_is_no_part_of_what_is_trained(pictures, tmp_path):
     assert trained
     assert all(name.startswith("segmenter.") for name in trained)
     assert not any("extractor" in name for name in load_file(run / "model.safetensors"))
+
+
+def test_a_network_starts_at_the_share_of_a_rare_class(pictures, tmp_path):
+    plan = read_plan(train(pictures, settings_of("baseline"), tmp_path / "run") / "plan.json")
+
+    def share_at_the_start(voxels, **changes):
+        module = build_module(settings_of("baseline", **changes), plan, [SimpleNamespace(voxels=voxels)], 1)
+        with torch.no_grad():
+            logits = module.eval()(torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0)))
+        return float(logits.softmax(1)[:, 1].mean())
+
+    rare, common = [9990, 10], [900, 100]
+    assert share_at_the_start(rare) == pytest.approx(0.001, rel=0.5)
+    assert share_at_the_start(common) > 0.2
+    assert share_at_the_start(common, **{"network.prior_bias": True}) == pytest.approx(0.1, rel=0.5)
+    assert share_at_the_start(rare, **{"network.prior_bias": False}) > 0.2
 
 
 @pytest.mark.parametrize("kind", ["pictures", "volumes"])

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader
 
 from scotoma.config import Settings
+from scotoma.data.check import EXTREME_SHARE
 from scotoma.data.plan import Plan
 from scotoma.data.preprocess import CachedCase
 from scotoma.data.sampling import VALIDATION_EPOCH, EpochSampler, PatchDataset
@@ -145,8 +146,11 @@ def build_module(
         segmenter = new_segmenter(plan)
     except ValueError as error:
         raise SettingsError(f"network: {error}.") from None
-    if settings.network.prior_bias:
-        segmenter.set_prior(class_prior(train, len(plan.classes)))
+    prior = class_prior(train, len(plan.classes))
+    wanted = settings.network.prior_bias
+    # From a random start cross-entropy first drives a rare class down everywhere, often for good.
+    if min(prior) < EXTREME_SHARE if wanted is None else wanted:
+        segmenter.set_prior(prior)
     objective = build_objective(settings, plan, extractor)
     contrast = contrasted_stages(plan) if objective.dragsaw is not None else []
     return SegmentationModule(segmenter, objective, settings, total_steps, plan.classes, contrast)
@@ -199,7 +203,8 @@ def contrasted_stages(plan: Plan) -> list[str]:
 
 def class_prior(cases: Sequence[CachedCase], classes: int) -> list[float]:
     """Share of every class among the labelled voxels, none below 1e-4."""
-    counts = torch.tensor([case.voxels for case in cases], dtype=torch.float64).sum(0).clamp_min(1.0)
+    counts = torch.tensor([case.voxels for case in cases], dtype=torch.float64).reshape(-1, classes)
+    counts = counts.sum(0).clamp_min(1.0)
     share = (counts / counts.sum()).clamp_min(1e-4)
     return (share / share.sum()).tolist()
 
