@@ -9,21 +9,25 @@ from effects import FUNDUS, Method, Task, lesion_figures, run_tasks
 from opponents import FocalTversky
 
 RECIPE = "rare-target"
-# Draws patches around the target as often as the recipe does, so that the losses alone are compared.
-SHARE = {"training.foreground_share": 0.67}
-START = {"objective.content_ramp": None}
 METHODS = [
     Method("Dice + CE (baseline)"),
-    Method("Dice + CE, patches as the recipe's", settings=SHARE),
-    Method("Dice", settings={**SHARE, "objective.ce": 0.0}),
-    Method("focal", settings={**SHARE, "objective.voxel": "focal", "objective.dice": 0.0}),
-    Method("focal Tversky", settings=SHARE, objective=FocalTversky),
+    # The content term makes a step cost more: as many steps as take the recipe's time.
+    Method("Dice + CE, 2000 steps", settings={"training.steps": 2000}),
+    Method("Dice + CE, random start", settings={"network.prior_bias": False}),
+    Method("Dice", settings={"objective.ce": 0.0}),
+    Method("focal", settings={"objective.voxel": "focal", "objective.dice": 0.0}),
+    Method("focal Tversky", objective=FocalTversky),
     Method("rare-target (random extractor)", RECIPE),
-    Method("content from the start", RECIPE, START),
-    Method("self extractor, from the start", RECIPE, {"objective.content_extractor": "self", **START}),
-    Method("content .05, from the start", RECIPE, {"objective.content": 0.05, **START}),
+    Method("rare-target, self extractor", RECIPE, {"objective.content_extractor": "self"}),
+    Method("rare-target, without CE", RECIPE, {"objective.ce": 0.0}),
 ]
-CANDIDATES = [METHODS[2], *METHODS[5:7], METHODS[8]]
+CANDIDATES = [
+    METHODS[0],
+    *(Method(f"Dice + CE, patches {n:g}", settings={"training.foreground_share": n}) for n in (0.33, 0.67)),
+    Method("Dice, patches 0.67", settings={"training.foreground_share": 0.67, "objective.ce": 0.0}),
+    METHODS[6],
+    *(Method(f"rare-target, content {w:g}", RECIPE, {"objective.content": w}) for w in (0.25, 3)),
+]
 TASKS = [
     Task(
         "microaneurysms",

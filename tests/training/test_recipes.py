@@ -23,7 +23,7 @@ TERMS = {
     "baseline": {"ce", "dice"},
     "missing-lesions": {"lopsided", "bootstrapped_share", "dice"},
     "noisy-pixels": {"ce", "dice", "trimmed_share"},
-    "rare-target": {"dice", "content", "content_weight"},
+    "rare-target": {"ce", "dice", "content", "content_weight"},
     "few-labels": {"ce", "dice", "dragsaw"},
 }
 

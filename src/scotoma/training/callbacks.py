@@ -137,7 +137,7 @@ class CollapseAlarm(Callback):
         self._state = state
         if self._length == self.patience:
             remedy = (
-                "raise training.foreground_share, or take the recipe rare-target"
+                "set network.prior_bias=true, or take the recipe rare-target"
                 if state == "background"
                 else "warm up longer (objective.beta_ramp) or set network.prior_bias"
             )
