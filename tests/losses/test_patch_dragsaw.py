@@ -228,7 +228,14 @@ def test_settings_out_of_range_are_refused():
     ):
         with pytest.raises(ValueError, match=r"must|needs"):
             PatchDragsawLoss(**wrong)
-    with pytest.raises(ValueError, match="odd"):
-        patch_dragsaw_loss([torch.randn(2, 4, 8, 8)], blob(), boxes=[4])
+    features = [torch.randn(2, 4, 8, 8)]
+    for wrong in ({"boxes": [4]}, {"boxes": []}, {"boxes": "H"}, {"boxes": 5}):
+        with pytest.raises(ValueError, match="odd"):
+            patch_dragsaw_loss(features, blob(), **wrong)
+    for wrong in ({"temperature": 0.0}, {"cells": 1}, {"cells": 0}):  # no cell at all was looked for for ever
+        with pytest.raises(ValueError, match="must"):
+            patch_dragsaw_loss(features, blob(), **wrong)
+    with pytest.raises(ValueError, match="list of feature maps"):
+        patch_dragsaw_loss(features[0], blob())
     with pytest.raises(ValueError, match="at least one"):
         patch_dragsaw_loss([], blob())

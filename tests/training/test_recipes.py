@@ -76,7 +76,7 @@ def test_recipe_resumes_where_it_was(recipe, pictures, tmp_path, monkeypatch):
 
 
 def test_contrast_takes_the_stages_near_strides_4_and_8(volumes, tmp_path):
-    changes = {"plan.patch": [32, 32, 32], "network.stem": 2, "variant": "published"}
+    changes = {"plan.patch": [32, 32, 32], "network.stem": 2}
     run = train(volumes, settings_of("few-labels", **changes), tmp_path / "run")
     plan = read_plan(run / "plan.json")
     assert contrasted_stages(plan) == ["network.encoder.stages.1", "network.encoder.stages.2"]

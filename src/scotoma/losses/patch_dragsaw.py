@@ -155,6 +155,9 @@ def patch_dragsaw_loss(
     Returns:
         Scalar; 0 with zero gradient when no image has labels that differ.
 
+    Raises:
+        ValueError: a setting out of range; features that do not belong to the target.
+
     Example:
         >>> features = torch.randn(2, 16, 8, 8)
         >>> target = torch.zeros(2, 32, 32, dtype=torch.long)
@@ -164,6 +167,9 @@ def patch_dragsaw_loss(
         >>> patch_dragsaw_loss([features], target).item() > 0
         True
     """
+    _check(temperature, cells, boxes)
+    if isinstance(features, Tensor):
+        raise ValueError("patch-dragsaw takes a list of feature maps; put a single one into a list")
     if not features:
         raise ValueError("patch-dragsaw needs at least one feature map")
     space = tuple(target.shape[-(features[0].ndim - 2) :])
@@ -190,6 +196,18 @@ def patch_dragsaw_loss(
     return loss
 
 
+def _check(temperature: float, cells: int, boxes: Boxes) -> None:
+    """Refuse settings out of range."""
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive; got {temperature}")
+    if cells < 2:
+        raise ValueError(f"cells must be at least 2, there is nothing to compare otherwise; got {cells}")
+    if boxes != "rf" and (
+        isinstance(boxes, str | int) or not boxes or any(side < 1 or side % 2 == 0 for side in boxes)
+    ):
+        raise ValueError(f"boxes must be a list of odd sides in voxels, or 'rf'; got {boxes}")
+
+
 class _Level:
     """The cells of one feature map: features (B, N, F), and class shares per box size."""
 
@@ -210,8 +228,6 @@ class _Level:
             sides = [[6 * max(1, round(stride)) - 1 for stride in strides]]
         else:
             sides = [[int(side)] * len(space) for side in boxes]
-            if any(side < 1 or side % 2 == 0 for side, *_ in sides):
-                raise ValueError(f"boxes must be odd sides in voxels, or 'rf'; got {boxes}")
         self.shares = [box_fractions(target, valid, centres, side, classes) for side in sides]
 
     def pick(self, features: Tensor) -> Tensor:
@@ -274,10 +290,7 @@ class PatchDragsawLoss(nn.Module):
         ignore_index: int | Sequence[int] | None = None,
     ):
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"temperature must be positive; got {temperature}")
-        if cells < 2:
-            raise ValueError(f"cells must be at least 2, there is nothing to compare otherwise; got {cells}")
+        _check(temperature, cells, boxes)
         if cross_level and (channels is None or len(channels) < 2):
             raise ValueError("the cross-level term needs the channels of at least two feature maps")
         self.num_classes = num_classes
