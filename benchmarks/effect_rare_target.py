@@ -17,6 +17,7 @@ METHODS = [
     Method("Dice", settings={"objective.ce": 0.0}),
     Method("focal", settings={"objective.voxel": "focal", "objective.dice": 0.0}),
     Method("focal Tversky", objective=FocalTversky),
+    Method("focal Tversky, random start", settings={"network.prior_bias": False}, objective=FocalTversky),
     Method("rare-target (random extractor)", RECIPE),
     Method("rare-target, self extractor", RECIPE, {"objective.content_extractor": "self"}),
     Method("rare-target, without CE", RECIPE, {"objective.ce": 0.0}),
@@ -25,7 +26,7 @@ CANDIDATES = [
     METHODS[0],
     *(Method(f"Dice + CE, patches {n:g}", settings={"training.foreground_share": n}) for n in (0.33, 0.67)),
     Method("Dice, patches 0.67", settings={"training.foreground_share": 0.67, "objective.ce": 0.0}),
-    METHODS[6],
+    METHODS[7],
     *(Method(f"rare-target, content {w:g}", RECIPE, {"objective.content": w}) for w in (0.25, 3)),
 ]
 TASKS = [
