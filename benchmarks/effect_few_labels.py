@@ -5,7 +5,7 @@ python benchmarks/effect_few_labels.py [--steps 400] [--seeds 3] [--only hippoca
 
 from __future__ import annotations
 
-from effects import PICTURES, VOLUMES, Method, Task, lesion_figures, run_tasks, segmentation_figures
+from effects import FUNDUS, PICTURES, VOLUMES, Method, Task, lesion_figures, run_tasks, segmentation_figures
 
 RECIPE = "few-labels"
 NO_SELECTION = {"network.feature_selection": []}
@@ -26,16 +26,19 @@ CANDIDATES = [
 TASKS = [
     *(
         Task(
-            f"nuclei-{percent}",
-            f"Nuclei, {percent} % labelled",
-            "nuclei",
+            f"{name}-{percent}",
+            f"{title}, {percent} % labelled",
+            folder,
             METHODS,
             lesion_figures,
-            PICTURES,
+            settings,
             labelled=percent / 100,
             candidates=CANDIDATES,
         )
-        for percent in (4, 10)
+        for name, title, folder, settings, percent in (
+            ("nuclei", "Nuclei", "nuclei", PICTURES, 4),
+            ("microaneurysms", "Microaneurysms", "retina", FUNDUS, 25),
+        )
     ),
     *(
         Task(
