@@ -216,3 +216,33 @@ def test_settings_out_of_range_are_refused(settings):
     logits, target, _ = inputs()
     with pytest.raises(ValueError, match=r"must|use"):
         lopsided_bootstrap_loss(logits, target, **settings)
+
+
+def test_malformed_input_is_named():
+    logits, target = torch.randn(1, 2, 4, 6), torch.zeros(1, 4, 6, dtype=torch.long)
+    with pytest.raises(ValueError, match="weight must be"):
+        lopsided_bootstrap_loss(logits, target, weight=torch.ones(1, 6, 4))
+    with pytest.raises(ValueError, match="fractions"):
+        lopsided_bootstrap_loss(logits, torch.full((1, 4, 6), 0.999))
+    with pytest.raises(ValueError, match="reduction"):
+        LopsidedBootstrapLoss(reduction="sum")
+    with pytest.raises(ValueError, match="alpha"):
+        LopsidedBootstrapLoss(alpha=float("nan"))
+    target[0, 0, 0] = -100
+    for settings in (
+        {"beta": 1.0},
+        {"reduction": "none"},
+        {"bootstrap": "soft"},
+        {"weight": torch.ones(1, 4, 6)},
+    ):
+        with pytest.raises(ValueError, match=r"outside the classes 0\.\.1"):
+            lopsided_bootstrap_loss(logits, target, **settings)
+
+
+def test_the_focal_gradient_stays_finite_below_a_power_of_one():
+    logits = torch.tensor([[[[30.0]], [[0.0]]]], requires_grad=True)
+    focal = {"voxel": "focal", "focal_gamma": 0.5, "class_weights": [1.0, 1.0], "dice": 0.0}
+    Objective(2, **focal)(logits, torch.zeros(1, 1, 1, dtype=torch.long)).backward()
+    assert logits.grad.isfinite().all()
+    with pytest.raises(ValueError, match="focal_gamma"):
+        Objective(2, **{**focal, "focal_gamma": -1.0})

@@ -32,6 +32,7 @@ from scotoma.losses.supervision import level_weights, subsample
         {"voxel": "lopsided", "gate": "component", "border": 1},
         {"voxel": "lopsided", "border": 2, "alpha": 2.0},
         {"voxel": "lopsided", "teacher": "average"},
+        {"voxel": "lopsided", "teacher": "average", "border": 1},
         {"voxel": "lopsided", "dice": 1.0, "dice_excludes_bootstrapped": True, "sigma": 0.1, "k": 2},
         {"batch_dice": True, "sigma": 0.1},
         {"sigma": 0.2, "k": 0.5, "smooth": False, "per_class": True},

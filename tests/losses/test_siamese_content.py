@@ -206,3 +206,15 @@ def test_an_image_that_does_not_belong_is_refused():
         SiameseContentLoss()(logits, target, image[..., :-1])
     with pytest.raises(ValueError, match="needs the image"):
         Objective(2, content=0.25)(logits, target)
+
+
+def test_an_extractor_of_another_form_is_refused():
+    image, target = torch.rand(2, 1, 8, 8), torch.zeros(2, 8, 8, dtype=torch.long)
+    target[:, 2:5, 2:5] = 1
+    logits = torch.randn(2, 2, 8, 8)
+    with pytest.raises(ValueError, match="list of feature maps"):
+        SiameseContentLoss(torch.nn.Conv2d(1, 4, 3))(logits, target, image)
+    with pytest.raises(ValueError, match="1 tap_weights for"):
+        SiameseContentLoss(tap_weights=[1.0])(logits, target, image)
+    with pytest.raises(ValueError, match="tap_weights must be"):
+        SiameseContentLoss(tap_weights=[-1.0])

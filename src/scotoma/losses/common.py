@@ -93,7 +93,7 @@ def prepare(logits: Tensor, target: Tensor, ignore_index: int | Sequence[int] | 
         ignore_index: label value, or several, of voxels that do not count.
 
     Raises:
-        ValueError: the shapes do not belong together.
+        ValueError: the shapes do not belong together; a label that is neither a class nor ignored.
     """
     if logits.ndim < 3 or logits.shape[1] < 2:
         raise ValueError(
@@ -104,20 +104,42 @@ def prepare(logits: Tensor, target: Tensor, ignore_index: int | Sequence[int] | 
         raise ValueError(f"{logits.shape[0]} images in the logits but {target.shape[0]} in the target")
     target = target.long()
     ignored = ignored_voxels(target, ignore_index)
+    check_labels(target, ignored, logits.shape[1])
     if ignored is None or not ignored.any():
         return Batch(full_precision(logits), target, None)
     return Batch(full_precision(logits), target.masked_fill(ignored, IGNORED), ~ignored)
 
 
-def class_map(target: Tensor, space: Sequence[int]) -> Tensor:
-    """(B, *S) from (B, *S) or (B, 1, *S); `space` is what S must be."""
+def check_labels(target: Tensor, ignored: Tensor | None, classes: int) -> None:
+    """Raise ValueError for a label that is neither a class nor ignored."""
+    labels = target if ignored is None else target.masked_fill(ignored, 0)
+    if not labels.numel():
+        return
+    low, high = labels.aminmax()
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"the target holds a value outside the classes 0..{classes - 1}; "
+            "name values that do not count in ignore_index"
+        )
+
+
+def class_map(target: Tensor, space: Sequence[int], name: str = "target") -> Tensor:
+    """(B, *S) from (B, *S) or (B, 1, *S); `space` is what S must be.
+
+    Raises:
+        ValueError: another shape, or a target of fractions.
+    """
     space = tuple(space)
     if target.ndim == len(space) + 2 and target.shape[1] == 1:
         target = target[:, 0]
     if target.ndim != len(space) + 1 or tuple(target.shape[1:]) != space:
         raise ValueError(
-            f"target must be (batch, *space) or (batch, 1, *space) with space {space}; "
+            f"{name} must be (batch, *space) or (batch, 1, *space) with space {space}; "
             f"got {tuple(target.shape)}"
+        )
+    if name == "target" and target.is_floating_point() and not torch.equal(target, target.round()):
+        raise ValueError(
+            "the target holds fractions; give whole class numbers (resample masks to the nearest voxel)"
         )
     return target
 

@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .common import Batch, where_true
-from .cross_entropy import unknown_label
 from .dice import ImageSums
 
 _BLOCK = 2**18
@@ -72,10 +71,7 @@ class FusedBatch:
                 index = target[:, block]
                 if batch.valid is not None:
                     index = index * batch.valid.flatten(1)[:, block]
-                try:
-                    nll[:, block] = log_p.gather(1, index[:, None])[:, 0].neg_()
-                except RuntimeError as error:
-                    raise unknown_label(batch) from error
+                nll[:, block] = log_p.gather(1, index[:, None])[:, 0].neg_()
                 torch.exp(log_p, out=self.p[..., block])
             if batch.valid_weight is not None:
                 nll *= batch.valid_weight

@@ -13,7 +13,17 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .common import IGNORED, Batch, check_window, full_precision, joined_mean, prepare, ramp, where_true
+from .common import (
+    IGNORED,
+    Batch,
+    check_window,
+    class_map,
+    full_precision,
+    joined_mean,
+    prepare,
+    ramp,
+    where_true,
+)
 from .cross_entropy import voxel_cross_entropy
 from .fused import FusedBatch, VoxelRule, lopsided_rule
 
@@ -41,6 +51,7 @@ def voxel_lopsided(
     guide = logits.detach() if teacher is None else teacher.detach()
     boot = bootstrapped(batch, lesion_margin(guide), gate, min_component)
     loss = voxel_cross_entropy(batch)
+    bordering = None
     if alpha != 1:
         loss = loss * torch.where(target > 0, alpha, 1.0)
         if border:
@@ -68,6 +79,8 @@ def voxel_lopsided(
         where = target != IGNORED
     else:
         where = target == 0 if gate == "voxel" else boot > 0
+        if bordering is not None:
+            where = where & ~bordering
     return torch.where(where, blended, loss), boot
 
 
@@ -246,7 +259,7 @@ def lopsided_bootstrap_loss(
         return joined_mean(fused.sums(rule, None, False, None).voxel.sum(), batch.count().sum())
     loss, _ = voxel_lopsided(batch, alpha, beta, bootstrap, teacher, gate, min_component, border)
     if weight is not None:
-        loss = loss * weight.to(loss.dtype).reshape(loss.shape)
+        loss = loss * class_map(weight, loss.shape[1:], "weight").to(loss.dtype)
     return loss if reduction == "none" else joined_mean(loss.sum(), batch.count().sum())
 
 
@@ -254,7 +267,7 @@ def check_lopsided(alpha: float, beta: float, bootstrap: str, gate: str, border:
     """Raise ValueError for settings out of range."""
     if border < 0:
         raise ValueError(f"border must be a number of voxels, at least 0; got {border}")
-    if alpha <= 0:
+    if not alpha > 0:
         raise ValueError(f"alpha must be positive; got {alpha}")
     if not 0 <= beta <= 1:
         raise ValueError(f"beta must lie in [0, 1]; got {beta}")
@@ -325,6 +338,8 @@ class LopsidedBootstrapLoss(nn.Module):
         self.beta = beta
         self.bootstrap: Bootstrap = bootstrap
         self.ignore_index = ignore_index
+        if reduction not in ("mean", "none"):
+            raise ValueError(f"reduction must be 'mean' or 'none', not {reduction!r}")
         self.reduction: Reduction = reduction
         self.gate: Gate = gate
         self.min_component = min_component

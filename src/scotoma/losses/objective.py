@@ -55,7 +55,7 @@ class Objective(nn.Module):
             queue, sigma_ramp, k_ramp: the selection of voxels and images, see `Selection`. sigma = 0 and
             k = 1.0 select nothing.
         content: Siamese content loss: how large its gradient shall be relative to the segmentation terms';
-            0 leaves it out, .25 is our choice.
+            0 leaves it out, 1.0 is our choice.
         content_calibration: on how many first steps to find the weight; 0 takes `content` as the weight.
         content_extractor, content_weights, content_variant, content_offset, content_complement,
             content_slices, content_seed, content_widths: see `SiameseContentLoss`.
@@ -63,7 +63,8 @@ class Objective(nn.Module):
         dragsaw: weight of the patch-dragsaw term; 0 leaves it out, .01 is the official number.
         dragsaw_boxes, dragsaw_cells, dragsaw_temperature, dragsaw_official, dragsaw_cross_level,
             dragsaw_channels: see `PatchDragsawLoss`.
-        ignore_index: label value, or several, of voxels that do not count.
+        ignore_index: label value, or several, of voxels that do not count; 255 here, as the package stores
+            them, where the losses alone have none. A mask of 0 and 255 wants None, and its 255 made 1.
         deep_supervision_weights: "halving" (1, 1/2, 1/4, ...) or one number per resolution, high first;
             brought to sum 1. Targets are subsampled to the nearest voxel.
 
@@ -221,6 +222,8 @@ class Objective(nn.Module):
                 "the weights of the voxel loss and of Dice must be >= 0, one of them > 0; "
                 f"got {self.ce}, {self.dice}"
             )
+        if not self.voxel_loss.focal_gamma >= 0:
+            raise ValueError(f"focal_gamma must be >= 0; got {self.voxel_loss.focal_gamma}")
         if content < 0 or self.dragsaw_weight < 0:
             raise ValueError(f"weights of terms must be >= 0; got {content}, {self.dragsaw_weight}")
         if self.class_weights is not None:

@@ -12,12 +12,13 @@ from itertools import combinations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .common import class_map, full_precision, ignored_voxels, joined_mean
+from .common import check_labels, class_map, full_precision, ignored_voxels, joined_mean
 
 Boxes = Literal["rf"] | Sequence[int]
+
+_LEAST_LENGTH = 1e-6
 
 
 def cell_grid(shape: Sequence[int], cells: int) -> list[Tensor]:
@@ -94,7 +95,7 @@ def dragsaw(
         usable: (B, N, K) bool, pairs whose boxes hold labels.
         temperature: t.
     """
-    similarity = F.normalize(first, dim=-1) @ F.normalize(second, dim=-1).transpose(1, 2)
+    similarity = _directions(first) @ _directions(second).transpose(1, 2)
     similarity = (similarity - 1) / temperature
     tug = -(1 - difference) * similarity * usable
     # Cells without labels contribute no term: exp(-inf) = 0. A row of nothing else is set aside first.
@@ -178,6 +179,8 @@ def patch_dragsaw_loss(
     valid = None if ignored is None else ~ignored
     if valid is not None:
         target = target * valid
+    if num_classes is not None:
+        check_labels(target, None, num_classes)
     classes = int(target.max()) + 1 if num_classes is None else num_classes
     if projected is not None and len(projected) != len(features):
         raise ValueError(f"{len(features)} feature maps but {len(projected)} projected ones")
@@ -194,6 +197,16 @@ def patch_dragsaw_loss(
             if across:
                 loss = loss + torch.stack(across).mean()
     return loss
+
+
+def _directions(features: Tensor) -> Tensor:
+    """Features (B, N, F) of length 1; 0 where they are too small to have a direction.
+
+    The derivative of a direction grows as the features vanish: a single dead cell (black background, no
+    bias) would outweigh all others.
+    """
+    length = features.norm(dim=-1, keepdim=True)
+    return torch.where(length <= _LEAST_LENGTH, 0.0, features / length.clamp(min=_LEAST_LENGTH))
 
 
 def _check(temperature: float, cells: int, boxes: Boxes) -> None:

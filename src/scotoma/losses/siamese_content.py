@@ -91,6 +91,8 @@ class SiameseContentLoss(nn.Module):
             raise ValueError(f"offset must lie in [0, 1); got {offset}")
         if complement < 0:
             raise ValueError(f"complement is a weight >= 0; got {complement}")
+        if tap_weights is not None and min(tap_weights, default=-1) < 0:
+            raise ValueError(f"tap_weights must be numbers >= 0, one per tap; got {list(tap_weights)}")
         if slices < 1:
             raise ValueError(f"slices must be at least 1; got {slices}")
         self.weights = weights
@@ -191,6 +193,10 @@ class SiameseContentLoss(nn.Module):
             a, b = a[owner, :, index], b[owner, :, index]
         with torch.no_grad():
             wanted = extractor(b)
+        if isinstance(wanted, Tensor):
+            raise ValueError("the extractor must give a list of feature maps; put a single one into a list")
+        if self.tap_weights is not None and len(self.tap_weights) < len(wanted):
+            raise ValueError(f"{len(self.tap_weights)} tap_weights for {len(wanted)} feature maps")
         total = x.new_zeros(len(x))
         for level, (phi_a, phi_b) in enumerate(zip(extractor(a), wanted, strict=True)):
             weight = 1.0 if self.tap_weights is None else self.tap_weights[level]
