@@ -8,7 +8,13 @@ import torch.nn.functional as F
 from laws import inputs
 from torch.testing import assert_close
 
-from scotoma.losses import LopsidedBootstrapLoss, Objective, beta_from_miss_rate, lopsided_bootstrap_loss
+from scotoma.losses import (
+    LopsidedBootstrapLoss,
+    Objective,
+    TopKBottomSigmaLoss,
+    beta_from_miss_rate,
+    lopsided_bootstrap_loss,
+)
 
 
 def verbatim(logits, target, alpha, beta):
@@ -119,6 +125,16 @@ def test_a_teacher_decides_instead_of_the_network():
     assert_close(objective(logits, target, teacher_logits=teacher), wanted.mean())
 
 
+@pytest.mark.parametrize("beta", [0.1, 1.0])
+def test_alpha_counts_whole_beside_an_outline_that_a_teacher_leaves_alone(beta):
+    target, logits = torch.tensor([[[1, 0]]]), torch.tensor([[[[0.0, 2.0]], [[0.0, 0.0]]]])
+    settings = {"beta": beta, "teacher_logits": logits.clone(), "border": 1}
+    wanted = 3 * F.cross_entropy(logits, target, reduction="none")
+    loss = lopsided_bootstrap_loss(logits, target, reduction="none", **settings)
+    assert_close(loss, wanted)
+    assert_close(lopsided_bootstrap_loss(logits, target, **settings), wanted.mean())
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("border", [1, 2, 9])
 def test_alpha_counts_on_both_sides_of_a_drawn_outline(dims, border):
@@ -220,14 +236,24 @@ def test_settings_out_of_range_are_refused(settings):
 
 def test_malformed_input_is_named():
     logits, target = torch.randn(1, 2, 4, 6), torch.zeros(1, 4, 6, dtype=torch.long)
-    with pytest.raises(ValueError, match="weight must be"):
-        lopsided_bootstrap_loss(logits, target, weight=torch.ones(1, 6, 4))
-    with pytest.raises(ValueError, match="fractions"):
-        lopsided_bootstrap_loss(logits, torch.full((1, 4, 6), 0.999))
+    for loss in (
+        lopsided_bootstrap_loss,
+        TopKBottomSigmaLoss(),
+        TopKBottomSigmaLoss(lambda z, y: F.cross_entropy(z, y, reduction="none")),
+    ):
+        for shape in ((1, 6, 4), (4, 6), (1, 2, 4, 6), (2, 4, 6)):
+            with pytest.raises(ValueError, match=r"weight must be|2 in the weight"):
+                loss(logits, target, weight=torch.ones(shape))
+        flat, deep = (loss(logits, target, weight=torch.full(s, 2.0)) for s in ((1, 4, 6), (1, 1, 4, 6)))
+        assert_close(flat, deep)
+    for value in (0.999, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="fractions"):
+            lopsided_bootstrap_loss(logits, torch.full((1, 4, 6), value))
     with pytest.raises(ValueError, match="reduction"):
         LopsidedBootstrapLoss(reduction="sum")
-    with pytest.raises(ValueError, match="alpha"):
-        LopsidedBootstrapLoss(alpha=float("nan"))
+    for alpha in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="alpha"):
+            LopsidedBootstrapLoss(alpha=alpha)
     target[0, 0, 0] = -100
     for settings in (
         {"beta": 1.0},

@@ -241,11 +241,12 @@ def test_settings_out_of_range_are_refused():
         patch_dragsaw_loss([], blob())
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_cell_without_features_does_not_outweigh_the_others(dtype):
+def test_a_cell_without_features_does_not_outweigh_the_others(dtype, size):
     """The derivative of a direction is unbounded at 0: a dead cell used to get a gradient of 5e9."""
     features = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
-    features[:, :, 0, 0] = 0
+    features[:, :, 0, 0] = size
     features.requires_grad_()
     patch_dragsaw_loss([features], blob()).backward()
     assert features.grad.isfinite().all()
@@ -256,3 +257,11 @@ def test_a_cell_without_features_does_not_outweigh_the_others(dtype):
 def test_unknown_labels_are_refused_where_the_classes_are_known():
     with pytest.raises(ValueError, match=r"outside the classes 0\.\.1"):
         patch_dragsaw_loss([torch.randn(2, 4, 8, 8)], 255 * blob(), num_classes=2)
+
+
+def test_labels_that_are_never_classes_are_refused_without_knowing_the_classes():
+    features = [torch.randn(2, 4, 8, 8)]
+    with pytest.raises(ValueError, match="outside the classes"):
+        patch_dragsaw_loss(features, -100 * blob())
+    with pytest.raises(ValueError, match="not finite"):
+        patch_dragsaw_loss(features, torch.full((2, 32, 32), float("inf")))

@@ -214,7 +214,11 @@ def test_an_extractor_of_another_form_is_refused():
     logits = torch.randn(2, 2, 8, 8)
     with pytest.raises(ValueError, match="list of feature maps"):
         SiameseContentLoss(torch.nn.Conv2d(1, 4, 3))(logits, target, image)
-    with pytest.raises(ValueError, match="1 tap_weights for"):
-        SiameseContentLoss(tap_weights=[1.0])(logits, target, image)
-    with pytest.raises(ValueError, match="tap_weights must be"):
-        SiameseContentLoss(tap_weights=[-1.0])
+    with pytest.raises(ValueError, match="1 tap_weights for 2"):
+        SiameseContentLoss(widths=(2, 3), tap_weights=[1.0])(logits, target, image)
+    # A tiny image has fewer taps than the extractor has blocks.
+    tiny = SiameseContentLoss(widths=(2, 3), tap_weights=[1.0, 1.0])
+    assert tiny(logits[..., 2:3, 2:3], target[..., 2:3, 2:3], image[..., 2:3, 2:3]).isfinite()
+    for weights in ([], [-1.0], [1.0, float("nan")]):
+        with pytest.raises(ValueError, match="tap_weights must be"):
+            SiameseContentLoss(tap_weights=weights)

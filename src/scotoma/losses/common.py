@@ -104,30 +104,34 @@ def prepare(logits: Tensor, target: Tensor, ignore_index: int | Sequence[int] | 
         raise ValueError(f"{logits.shape[0]} images in the logits but {target.shape[0]} in the target")
     target = target.long()
     ignored = ignored_voxels(target, ignore_index)
-    check_labels(target, ignored, logits.shape[1])
-    if ignored is None or not ignored.any():
+    any_ignored = check_labels(target, ignored, logits.shape[1])
+    if ignored is None or not any_ignored:
         return Batch(full_precision(logits), target, None)
     return Batch(full_precision(logits), target.masked_fill(ignored, IGNORED), ~ignored)
 
 
-def check_labels(target: Tensor, ignored: Tensor | None, classes: int) -> None:
-    """Raise ValueError for a label that is neither a class nor ignored."""
-    labels = target if ignored is None else target.masked_fill(ignored, 0)
-    if not labels.numel():
-        return
-    low, high = labels.aminmax()
+def check_labels(target: Tensor, ignored: Tensor | None, classes: int) -> bool:
+    """Raise ValueError for a label that is neither a class nor ignored; tells whether any is ignored."""
+    if not target.numel():
+        return False
+    if ignored is None:
+        found = [*target.aminmax()]
+    else:
+        found = [*target.masked_fill(ignored, 0).aminmax(), ignored.any().to(target.dtype)]
+    low, high, *any_ignored = torch.stack(found).tolist()  # all in one synchronisation with a GPU
     if low < 0 or high >= classes:
         raise ValueError(
             f"the target holds a value outside the classes 0..{classes - 1}; "
             "name values that do not count in ignore_index"
         )
+    return any(any_ignored)
 
 
 def class_map(target: Tensor, space: Sequence[int], name: str = "target") -> Tensor:
     """(B, *S) from (B, *S) or (B, 1, *S); `space` is what S must be.
 
     Raises:
-        ValueError: another shape, or a target of fractions.
+        ValueError: another shape, or a target of fractions or values that are not finite.
     """
     space = tuple(space)
     if target.ndim == len(space) + 2 and target.shape[1] == 1:
@@ -137,11 +141,27 @@ def class_map(target: Tensor, space: Sequence[int], name: str = "target") -> Ten
             f"{name} must be (batch, *space) or (batch, 1, *space) with space {space}; "
             f"got {tuple(target.shape)}"
         )
-    if name == "target" and target.is_floating_point() and not torch.equal(target, target.round()):
+    # Through integers, because infinity is its own rounding.
+    if name == "target" and target.is_floating_point() and not torch.equal(target, target.long().to(target)):
         raise ValueError(
-            "the target holds fractions; give whole class numbers (resample masks to the nearest voxel)"
+            "the target holds fractions or values that are not finite; "
+            "give whole class numbers (resample masks to the nearest voxel)"
         )
     return target
+
+
+def weighted(loss: Tensor, weight: Tensor | None) -> Tensor:
+    """The loss of each voxel (B, *S) times its weight, (B, *S) or (B, 1, *S); None leaves it as it is.
+
+    Raises:
+        ValueError: a weight of another shape.
+    """
+    if weight is None:
+        return loss
+    weight = class_map(weight, loss.shape[1:], "weight")
+    if len(weight) != len(loss):
+        raise ValueError(f"{len(loss)} images in the batch but {len(weight)} in the weight")
+    return loss * weight.to(loss.dtype)
 
 
 def ignored_voxels(target: Tensor, ignore_index: int | Sequence[int] | None) -> Tensor | None:

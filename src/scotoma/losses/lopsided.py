@@ -6,6 +6,7 @@ Annotations with Multiple False Negatives.* MIDL 2020 (PMLR v121), arXiv 2001.09
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import reduce
 from typing import Literal
@@ -17,11 +18,11 @@ from .common import (
     IGNORED,
     Batch,
     check_window,
-    class_map,
     full_precision,
     joined_mean,
     prepare,
     ramp,
+    weighted,
     where_true,
 )
 from .cross_entropy import voxel_cross_entropy
@@ -122,10 +123,10 @@ def fused_lopsided(
             chosen = torch.where(teacher[:, c] > top, logits[:, c], chosen)
             top = torch.maximum(top, teacher[:, c])
         own = chosen - logits[:, 0]
-    weighted = None
+    counted = None
     if border:
-        weighted = near(batch.target > 0, border) & (boot == 0)
-    return lopsided_rule(fused, alpha, beta, boot, own, teacher, weighted), boot
+        counted = near(batch.target > 0, border) & (boot == 0)
+    return lopsided_rule(fused, alpha, beta, boot, own, teacher, counted), boot
 
 
 def near(lesion: Tensor, border: int) -> Tensor:
@@ -258,8 +259,7 @@ def lopsided_bootstrap_loss(
         rule, _ = fused_lopsided(fused, alpha, beta, teacher, gate, min_component, border)
         return joined_mean(fused.sums(rule, None, False, None).voxel.sum(), batch.count().sum())
     loss, _ = voxel_lopsided(batch, alpha, beta, bootstrap, teacher, gate, min_component, border)
-    if weight is not None:
-        loss = loss * class_map(weight, loss.shape[1:], "weight").to(loss.dtype)
+    loss = weighted(loss, weight)
     return loss if reduction == "none" else joined_mean(loss.sum(), batch.count().sum())
 
 
@@ -267,8 +267,8 @@ def check_lopsided(alpha: float, beta: float, bootstrap: str, gate: str, border:
     """Raise ValueError for settings out of range."""
     if border < 0:
         raise ValueError(f"border must be a number of voxels, at least 0; got {border}")
-    if not alpha > 0:
-        raise ValueError(f"alpha must be positive; got {alpha}")
+    if not 0 < alpha < math.inf:
+        raise ValueError(f"alpha must be positive and finite; got {alpha}")
     if not 0 <= beta <= 1:
         raise ValueError(f"beta must lie in [0, 1]; got {beta}")
     if bootstrap not in ("hard", "soft", "reed-hard", "reed-soft"):

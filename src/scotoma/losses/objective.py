@@ -55,7 +55,7 @@ class Objective(nn.Module):
             queue, sigma_ramp, k_ramp: the selection of voxels and images, see `Selection`. sigma = 0 and
             k = 1.0 select nothing.
         content: Siamese content loss: how large its gradient shall be relative to the segmentation terms';
-            0 leaves it out, 1.0 is our choice.
+            0 leaves it out, 1.0 in the recipe.
         content_calibration: on how many first steps to find the weight; 0 takes `content` as the weight.
         content_extractor, content_weights, content_variant, content_offset, content_complement,
             content_slices, content_seed, content_widths: see `SiameseContentLoss`.

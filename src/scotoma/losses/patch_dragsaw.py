@@ -18,7 +18,7 @@ from .common import check_labels, class_map, full_precision, ignored_voxels, joi
 
 Boxes = Literal["rf"] | Sequence[int]
 
-_LEAST_LENGTH = 1e-6
+_LEAST_LENGTH = 1e-4
 
 
 def cell_grid(shape: Sequence[int], cells: int) -> list[Tensor]:
@@ -157,7 +157,8 @@ def patch_dragsaw_loss(
         Scalar; 0 with zero gradient when no image has labels that differ.
 
     Raises:
-        ValueError: a setting out of range; features that do not belong to the target.
+        ValueError: a setting out of range; features that do not belong to the target; a label that is
+            neither a class nor ignored.
 
     Example:
         >>> features = torch.randn(2, 16, 8, 8)
@@ -179,9 +180,8 @@ def patch_dragsaw_loss(
     valid = None if ignored is None else ~ignored
     if valid is not None:
         target = target * valid
-    if num_classes is not None:
-        check_labels(target, None, num_classes)
     classes = int(target.max()) + 1 if num_classes is None else num_classes
+    check_labels(target, None, classes)
     if projected is not None and len(projected) != len(features):
         raise ValueError(f"{len(features)} feature maps but {len(projected)} projected ones")
     # Autocast would count voxels and compare features in half precision.

@@ -6,6 +6,7 @@ MIDL 2020 (PMLR v121).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -91,7 +92,7 @@ class SiameseContentLoss(nn.Module):
             raise ValueError(f"offset must lie in [0, 1); got {offset}")
         if complement < 0:
             raise ValueError(f"complement is a weight >= 0; got {complement}")
-        if tap_weights is not None and min(tap_weights, default=-1) < 0:
+        if tap_weights is not None and not (len(tap_weights) and all(0 <= w < math.inf for w in tap_weights)):
             raise ValueError(f"tap_weights must be numbers >= 0, one per tap; got {list(tap_weights)}")
         if slices < 1:
             raise ValueError(f"slices must be at least 1; got {slices}")

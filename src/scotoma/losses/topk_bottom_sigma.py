@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .common import Batch, class_map, prepare
+from .common import Batch, prepare, weighted
 from .dice import ImageSums, image_dice_loss, plain_sums
 from .selection import Selection
 from .voxel import Kind, VoxelLoss, Voxels
@@ -144,8 +144,7 @@ def custom_voxels(base: Callable[[Tensor, Tensor], Tensor], batch: Batch, weight
         )
     if batch.valid is not None:
         loss = torch.where(batch.valid, loss, 0.0)
-    if weight is not None:
-        loss = loss * class_map(weight, loss.shape[1:], "weight").to(loss.dtype)
+    loss = weighted(loss, weight)
     return Voxels(loss.detach(), None, lambda w, dice, dw: plain_sums(loss, batch, w, dice, dw))
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .common import Batch, class_map
+from .common import Batch, weighted
 from .cross_entropy import voxel_cross_entropy, voxel_focal
 from .dice import ImageSums, plain_sums
 from .fused import FusedBatch, ce_rule, focal_rule
@@ -82,8 +82,7 @@ class VoxelLoss:
             loss = (
                 voxel_focal(batch, self.focal_gamma) if self.kind == "focal" else voxel_cross_entropy(batch)
             )
-        if weight is not None:
-            loss = loss * class_map(weight, loss.shape[1:], "weight").to(loss.dtype)
+        loss = weighted(loss, weight)
         return Voxels(loss.detach(), boot, lambda w, dice, dw: plain_sums(loss, batch, w, dice, dw))
 
     @torch.no_grad()
