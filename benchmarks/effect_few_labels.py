@@ -9,9 +9,8 @@ from effects import FUNDUS, PICTURES, VOLUMES, Method, Task, lesion_figures, run
 
 RECIPE = "few-labels"
 NO_SELECTION = {"network.feature_selection": []}
-BASELINE = Method("Dice + CE (baseline)")
 METHODS = [
-    BASELINE,
+    Method("Dice + CE (baseline)"),
     Method("few-labels", RECIPE),
     Method("contrast alone", RECIPE, NO_SELECTION),
     Method("feature selection alone", RECIPE, {"objective.dragsaw": 0.0}),

@@ -9,8 +9,9 @@ from effects import FUNDUS, Method, Task, lesion_figures, run_tasks
 from opponents import FocalTversky
 
 RECIPE = "rare-target"
+BASELINE, OURS = Method("Dice + CE (baseline)"), Method("rare-target (random extractor)", RECIPE)
 METHODS = [
-    Method("Dice + CE (baseline)"),
+    BASELINE,
     # The content term makes a step cost more: as many steps as take the recipe's time.
     Method("Dice + CE, 2000 steps", settings={"training.steps": 2000}),
     Method("Dice + CE, random start", settings={"network.prior_bias": False}),
@@ -18,15 +19,15 @@ METHODS = [
     Method("focal", settings={"objective.voxel": "focal", "objective.dice": 0.0}),
     Method("focal Tversky", objective=FocalTversky),
     Method("focal Tversky, random start", settings={"network.prior_bias": False}, objective=FocalTversky),
-    Method("rare-target (random extractor)", RECIPE),
+    OURS,
     Method("rare-target, self extractor", RECIPE, {"objective.content_extractor": "self"}),
     Method("rare-target, without CE", RECIPE, {"objective.ce": 0.0}),
 ]
 CANDIDATES = [
-    METHODS[0],
+    BASELINE,
     *(Method(f"Dice + CE, patches {n:g}", settings={"training.foreground_share": n}) for n in (0.33, 0.67)),
     Method("Dice, patches 0.67", settings={"training.foreground_share": 0.67, "objective.ce": 0.0}),
-    METHODS[7],
+    OURS,
     *(Method(f"rare-target, content {w:g}", RECIPE, {"objective.content": w}) for w in (0.25, 3)),
 ]
 TASKS = [

@@ -285,8 +285,8 @@ def _write(name: str, heading: str, tasks: Sequence[Task], work: Path, steps: in
             "",
         ]
     lines += [
-        f"{steps} steps each, unless a title or a name says otherwise. Mean"
-        " and range over the seeds; the difference is taken seed by seed, and is"
+        f"{steps} steps each, unless a title or a name says otherwise."
+        " Mean and range over the seeds; the difference is taken seed by seed, and is"
         " clear when its whole range lies on one side of zero with three seeds or more. Collapsed: see"
         " `collapsed` in `effects.py`, or an alarm in training. Volumes: on a GPU the network works at full"
         " resolution, on processors behind a first convolution of stride 2, as is the package's default. The"

@@ -127,27 +127,32 @@ def check_labels(target: Tensor, ignored: Tensor | None, classes: int) -> bool:
     return any(any_ignored)
 
 
-def class_map(target: Tensor, space: Sequence[int], name: str = "target") -> Tensor:
-    """(B, *S) from (B, *S) or (B, 1, *S); `space` is what S must be.
+def class_map(target: Tensor, space: Sequence[int]) -> Tensor:
+    """(B, *S) from a target (B, *S) or (B, 1, *S); `space` is what S must be.
 
     Raises:
         ValueError: another shape, or a target of fractions or values that are not finite.
     """
-    space = tuple(space)
-    if target.ndim == len(space) + 2 and target.shape[1] == 1:
-        target = target[:, 0]
-    if target.ndim != len(space) + 1 or tuple(target.shape[1:]) != space:
-        raise ValueError(
-            f"{name} must be (batch, *space) or (batch, 1, *space) with space {space}; "
-            f"got {tuple(target.shape)}"
-        )
+    target = _without_channel(target, space, "target")
     # Through integers, because infinity is its own rounding.
-    if name == "target" and target.is_floating_point() and not torch.equal(target, target.long().to(target)):
+    if target.is_floating_point() and not torch.equal(target, target.long().to(target)):
         raise ValueError(
             "the target holds fractions or values that are not finite; "
             "give whole class numbers (resample masks to the nearest voxel)"
         )
     return target
+
+
+def _without_channel(tensor: Tensor, space: Sequence[int], name: str) -> Tensor:
+    space = tuple(space)
+    if tensor.ndim == len(space) + 2 and tensor.shape[1] == 1:
+        tensor = tensor[:, 0]
+    if tensor.ndim != len(space) + 1 or tuple(tensor.shape[1:]) != space:
+        raise ValueError(
+            f"{name} must be (batch, *space) or (batch, 1, *space) with space {space}; "
+            f"got {tuple(tensor.shape)}"
+        )
+    return tensor
 
 
 def weighted(loss: Tensor, weight: Tensor | None) -> Tensor:
@@ -158,7 +163,7 @@ def weighted(loss: Tensor, weight: Tensor | None) -> Tensor:
     """
     if weight is None:
         return loss
-    weight = class_map(weight, loss.shape[1:], "weight")
+    weight = _without_channel(weight, loss.shape[1:], "weight")
     if len(weight) != len(loss):
         raise ValueError(f"{len(loss)} images in the batch but {len(weight)} in the weight")
     return loss * weight.to(loss.dtype)

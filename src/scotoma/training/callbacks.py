@@ -137,7 +137,7 @@ class CollapseAlarm(Callback):
         self._state = state
         if self._length == self.patience:
             remedy = (
-                "set network.prior_bias=true, or take the recipe rare-target"
+                "set network.prior_bias=true, or leave cross-entropy out (objective.ce=0)"
                 if state == "background"
                 else "warm up longer (objective.beta_ramp) or set network.prior_bias"
             )
