@@ -9,6 +9,7 @@ import effect_missing_lesions as ML
 import effect_noisy_pixels as NP
 from effects import FUNDUS, PICTURES, VOLUMES, Method, Task, lesion_figures, run_tasks, segmentation_figures
 
+BRAIN = {**PICTURES, "plan.kind": "2d", "plan.batch": 4, "training.validation_patches": 32}
 METHODS = [
     Method("Dice + CE (baseline)"),
     *(Method(name, name) for name in ("missing-lesions", "noisy-pixels", "rare-target", "few-labels")),
@@ -34,19 +35,33 @@ TASKS = [
     ),
     Task(
         "ms",
-        "Lesions of multiple sclerosis, FLAIR and T1",
+        "Lesions of multiple sclerosis, FLAIR and T1, every patient tested in turn",
         "ms_flair",
         METHODS,
         lesion_figures,
-        {
-            **PICTURES,
-            "data.channels": ["flair", "t1"],
-            "data.labels": "lesions",
-            "plan.kind": "2d",
-            "plan.patch": [1, 128, 128],
-            "plan.batch": 4,
-            "training.validation_patches": 32,
-        },
+        {**BRAIN, "data.channels": ["flair", "t1"], "data.labels": "lesions", "plan.patch": [1, 128, 128]},
+        turns=5,
+    ),
+    Task(
+        "ms-mni",
+        "Lesions of multiple sclerosis, FLAIR, T1 and T2, of three patients one to learn from",
+        "ms_lesions_mni",
+        METHODS,
+        lesion_figures,
+        {**BRAIN, "data.channels": ["flair", "t1", "t2"], "plan.patch": [1, 192, 192]},
+        turns=3,
+        cases=("patient07", "patient19", "patient26"),
+    ),
+    *(
+        Task(
+            name.replace("_", "-"),
+            f"Retina, {name.replace('_', ' ')}",
+            "retina",
+            METHODS,
+            lesion_figures,
+            {**FUNDUS, "data.labels": name},
+        )
+        for name in ("haemorrhages", "hard_exudates", "soft_exudates", "optic_disc")
     ),
 ]
 HEADING = """# Clean labels

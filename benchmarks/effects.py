@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,9 @@ class Task:
         settings: overrides for all methods: network, patch, batch.
         fault: arguments of `corrupt_dataset`, None for labels as they came.
         labelled: share of the cases outside the test set that have a label; a fifth of them validates.
+        turns: where there are too few patients for a test set: so many trainings a seed, each with another
+            patient as its test; the figures are means over them.
+        cases: the only ones to use, by stem, of a paired folder that holds more masks than images.
         candidates: methods among which the development runs choose.
     """
 
@@ -96,6 +100,8 @@ class Task:
     settings: dict[str, Any] = field(default_factory=dict)
     fault: dict[str, Any] | None = None
     labelled: float = 1.0
+    turns: int = 1
+    cases: Sequence[str] = ()
     candidates: Sequence[Method] = ()
 
 
@@ -127,12 +133,13 @@ def run_tasks(name: str, heading: str, tasks: Sequence[Task], steps: int) -> Non
         for task in tasks:
             if options.only and task.name not in options.only:
                 continue
-            for method in task.candidates if options.development else task.methods:
-                run = _folder(work, task, method, seed)
+            methods = task.candidates if options.development else task.methods
+            for method, turn in product(methods, range(task.turns)):
+                run = _turn(_folder(work, task, method, seed), task, turn)
                 part = _part(task, options.development)
                 if _evaluation(run, part).is_file():
                     continue
-                data, settings = _material(work, task, method, seed, options.steps)
+                data, settings = _material(work, task, method, seed, options.steps, turn)
                 wanted.append(
                     (method.recipe, data, real_data(task.folder), run, settings, part, method.objective)
                 )
@@ -196,9 +203,11 @@ def collapsed(content: dict[str, Any]) -> bool:
 # --- running -------------------------------------------------------------------------------------------
 
 
-def _material(work: Path, task: Task, method: Method, seed: int, steps: int) -> tuple[Path, dict[str, Any]]:
+def _material(
+    work: Path, task: Task, method: Method, seed: int, steps: int, turn: int = 0
+) -> tuple[Path, dict[str, Any]]:
     """The folder to train on, and all overrides."""
-    data = real_data(task.folder)
+    data = _linked(work, task) if task.cases else real_data(task.folder)
     settings = {
         "split.test": 0.2,
         "split.folds": 5 if task.labelled < 1 else 8,
@@ -211,6 +220,8 @@ def _material(work: Path, task: Task, method: Method, seed: int, steps: int) -> 
     }
     if task.labelled < 1:
         settings["split.file"] = str(_few(work, task, seed, settings))
+    if task.turns > 1:
+        settings["split.file"] = str(_other_test(work, task, data, turn, seed, settings))
     if task.fault and not method.complete:
         faulty = work.parent / "faulty" / f"{task.name}-{seed}"
         if not (faulty / "corruption.json").is_file():
@@ -238,6 +249,37 @@ def _few(work: Path, task: Task, seed: int, settings: dict[str, Any]) -> Path:
         test = [case for case in (*all_labelled.train, *all_labelled.validation) if case not in kept][:40]
     Split(train=few.train, validation=few.validation, test=test).save(path)
     return path.resolve()
+
+
+def _other_test(work: Path, task: Task, data: Path, turn: int, seed: int, settings: dict[str, Any]) -> Path:
+    """A split in which the patient whose turn it is tests and another one validates."""
+    shared = load_settings(overrides=task.settings)
+    cases = [c for c in open_dataset(data, shared.data.labels, shared.data.channels).train if c.label]
+    patient = sorted({case.patient or case.id for case in cases})[turn]
+    rest = make_split(
+        [case for case in cases if (case.patient or case.id) != patient],
+        folds=settings["split.folds"],
+        seed=seed,
+    )
+    path = work.parent / "splits" / f"{task.name}-{seed}-{turn}.json"
+    test = [case.id for case in cases if (case.patient or case.id) == patient]
+    Split(train=rest.train, validation=rest.validation, test=test).save(path)
+    return path.resolve()
+
+
+def _linked(work: Path, task: Task) -> Path:
+    """A folder with links to the task's cases."""
+    folder = work.parent / "linked" / task.name
+    for file in real_data(task.folder).glob("*/*"):
+        link = folder / file.parent.name / file.name
+        if file.name.startswith(tuple(task.cases)) and not link.is_symlink():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file.resolve())
+    return folder
+
+
+def _turn(run: Path, task: Task, turn: int) -> Path:
+    return run / f"turn-{turn}" if task.turns > 1 else run
 
 
 def _folder(work: Path, task: Task, method: Method, seed: int) -> Path:
@@ -302,22 +344,30 @@ def _runs(work: Path, task: Task, method: Method, development: bool) -> dict[str
     root = _folder(work, task, method, 0).parent
     for run in sorted(root.glob("seed-*"), key=lambda path: int(path.name.removeprefix("seed-"))):
         seed = int(run.name.removeprefix("seed-"))
-        file = _evaluation(run, _part(task, development))
-        if (seed >= DEVELOPMENT_SEED) == development and file.is_file():
-            figures = task.figures(json.loads(file.read_text(encoding="utf-8")))
-            figures["alarms"] = float(len(RunFolder(run).read_alarms()))
-            figures["training, s"] = json.loads((run / "seconds.json").read_text(encoding="utf-8"))
-            found[str(seed)] = figures
+        turns = [_turn(run, task, turn) for turn in range(task.turns)]
+        files = [_evaluation(turn, _part(task, development)) for turn in turns]
+        if (seed >= DEVELOPMENT_SEED) == development and all(file.is_file() for file in files):
+            figures = [task.figures(json.loads(file.read_text(encoding="utf-8"))) for file in files]
+            for one, turn in zip(figures, turns, strict=True):
+                one["alarms"] = float(len(RunFolder(turn).read_alarms()))
+                one["training, s"] = json.loads((turn / "seconds.json").read_text(encoding="utf-8"))
+            found[str(seed)] = {name: _mean([one[name] for one in figures]) for name in figures[0]}
     return found
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _machines(root: Path, development: bool) -> list[str]:
     """Accelerators, or else the number of processors, of the machines that trained."""
     found = set()
-    for file in root.glob("*/seed-*/environment.json"):
-        if (int(file.parent.name.removeprefix("seed-")) >= DEVELOPMENT_SEED) == development:
-            machine = json.loads(file.read_text(encoding="utf-8"))["machine"]
-            found.add(", ".join(machine["accelerators"]) or f"{machine['processors']} processor cores")
+    for run in root.glob("*/seed-*"):
+        if (int(run.name.removeprefix("seed-")) >= DEVELOPMENT_SEED) == development:
+            for file in (*run.glob("environment.json"), *run.glob("turn-*/environment.json")):
+                machine = json.loads(file.read_text(encoding="utf-8"))["machine"]
+                found.add(", ".join(machine["accelerators"]) or f"{machine['processors']} processor cores")
     return sorted(found)
 
 
@@ -332,8 +382,8 @@ def _table(runs: dict[str, dict[str, Figures]]) -> list[str]:
         cells = [spread(columns[n]) if columns[n] else "-" for n in shown]
         differences = _differences(seeds, reference, shown[0])
         same = seeds is reference or not differences
-        bad = sum(f["collapsed"] or f["alarms"] > 0 for f in seeds.values())
-        cells += ["" if same else _signed(differences), f"{int(bad)} of {len(seeds)}"]
+        bad = sum(max(f["collapsed"] or 0, f["alarms"] or 0) > 0 for f in seeds.values())
+        cells += ["" if same else _signed(differences), f"{bad} of {len(seeds)}"]
         cells.append(f"{sum(columns['training, s']) / len(seeds):.0f}")
         lines.append(f"| {method} | {len(seeds)} | {' | '.join(cells)} |")
     return lines

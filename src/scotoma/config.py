@@ -29,7 +29,7 @@ class DataSettings(Section):
         default=None, description="folder (or, in case folders, file stem) of the masks"
     )
     channels: list[str] | None = Field(
-        default=None, description="in case folders: file stems of the channels"
+        default=None, description="file stems of the channels in case folders, suffixes in paired folders"
     )
     patient_pattern: str | None = Field(
         default=None, description="regular expression whose first group is the patient in a case id"

@@ -182,6 +182,8 @@ def test_channel_numbers_and_names(tmp_path):
         *[tmp_path / "b" / "images" / f"p1_{m}.nii.gz" for m in ("t1", "flair")],
         tmp_path / "b" / "masks" / "p1.nii.gz",
     )
+    with pytest.raises(InputError, match=r"name the channels, such as --set 'data\.channels=\[flair,t1\]'"):
+        open_dataset(tmp_path / "b")
     (case,) = open_dataset(tmp_path / "b", channels=["flair", "t1"]).train
     assert [p.name for p in case.images] == ["p1_flair.nii.gz", "p1_t1.nii.gz"]
     assert case.label is not None

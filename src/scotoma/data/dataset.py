@@ -388,9 +388,15 @@ def _open_paired(root: Path, labels: str | None, channels: list[str] | None) -> 
     cases = _cases_of(root / "images", entries, channels, _has_suffix([n for n, _ in entries], masks))
     train, lost = _paired(cases, masks)
     if masks and train and not any(c.label for c in train):
+        ends = {n.removeprefix(f"{m}_"): None for n, _ in entries for m in masks if n.startswith(f"{m}_")}
         raise InputError(
             f"{root / present[0]}: no mask is named like an image (first mask {next(iter(masks))}, "
-            f"first image {train[0].images[0].name}); give both the same name."
+            f"first image {train[0].images[0].name}); "
+            + (
+                f"name the channels, such as --set 'data.channels=[{','.join(ends)}]'."
+                if 0 < len(ends) <= 16
+                else "give both the same name."
+            )
         )
     return Dataset(
         root, "paired", train, channel_names=tuple(channels) if channels else None, orphan_labels=lost
