@@ -69,7 +69,7 @@ def voxel_lopsided(
     # The general form: blend towards what the guide says.
     log_p = logits.log_softmax(1)
     if bootstrap in ("hard", "reed-hard"):
-        guess = guide.argmax(1, keepdim=True)
+        guess = guide.max(1, keepdim=True).indices  # argmax is six times slower on a processor
         towards = -log_p.gather(1, guess)[:, 0]
     elif teacher is None:
         towards = -(log_p.exp() * log_p).sum(1)
@@ -308,6 +308,9 @@ class LopsidedBootstrapLoss(nn.Module):
         beta_ramp: [start, end] as shares of training between which beta goes from 1 to its value; it
             follows the attribute `progress`, which the training loop sets (1.0 until then).
 
+    Raises:
+        ValueError: settings outside their range.
+
     Example:
         >>> loss = LopsidedBootstrapLoss(beta_ramp=(0.2, 0.6))
         >>> loss.progress = 0.4  # a training loop does this before each step
@@ -360,6 +363,16 @@ class LopsidedBootstrapLoss(nn.Module):
         weight: Tensor | None = None,
         teacher_logits: Tensor | None = None,
     ) -> Tensor:
+        """The loss with the present beta: a scalar, or (B, *S) with reduction "none".
+
+        Args:
+            logits: (B, C, *S).
+            target: (B, *S) or (B, 1, *S) integer classes.
+            weight, teacher_logits: see `lopsided_bootstrap_loss`.
+
+        Raises:
+            ValueError: shapes that do not fit, or labels outside the classes.
+        """
         return lopsided_bootstrap_loss(
             logits,
             target,

@@ -280,6 +280,9 @@ class PatchDragsawLoss(nn.Module):
     Add it with weight .01, the official number. The features come from the network's inside: see
     `FeatureCollector`.
 
+    Raises:
+        ValueError: settings outside their range, or a cross-level term without `channels`.
+
     Example:
         >>> loss = PatchDragsawLoss(cross_level=True, channels=[16, 32])
         >>> features = [torch.randn(1, 16, 12, 12), torch.randn(1, 32, 6, 6)]
@@ -317,6 +320,15 @@ class PatchDragsawLoss(nn.Module):
         )
 
     def forward(self, features: Sequence[Tensor], target: Tensor) -> Tensor:
+        """Scalar loss.
+
+        Args:
+            features: feature maps (B, F_l, *S_l), as for the function.
+            target: (B, *S) or (B, 1, *S) integer classes.
+
+        Raises:
+            ValueError: shapes that do not fit, or another number of maps than the projections are for.
+        """
         projected = None
         if len(self.projections):
             if len(features) != len(self.projections):

@@ -55,6 +55,10 @@ class SiameseContentLoss(nn.Module):
         seed, widths: of the random extractor.
         ignore_index: label value, or several, of voxels that do not count: both masks are 0 there.
 
+    Raises:
+        ValueError: settings outside their range, or "self" without weights.
+        InputError: weights that cannot be read or had.
+
     Example:
         >>> loss = SiameseContentLoss(widths=(4, 8))
         >>> image, target = torch.rand(1, 1, 16, 16), torch.zeros(1, 16, 16, dtype=torch.long)

@@ -56,6 +56,9 @@ class TopKBottomSigmaLoss(nn.Module):
     Under several processes images are ranked over the joined batch. With gradient accumulation the parts of
     a batch cannot see each other: rank against past images instead (`queue`).
 
+    Raises:
+        ValueError: settings outside their range.
+
     Example:
         >>> loss = TopKBottomSigmaLoss(sigma=0.1, k=1.0, smooth=False)
         >>> logits, target = torch.zeros(1, 2, 4, 5), torch.zeros(1, 4, 5, dtype=torch.long)
