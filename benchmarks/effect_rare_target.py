@@ -28,6 +28,7 @@ CANDIDATES = [
     *(Method(f"Dice + CE, patches {n:g}", settings={"training.foreground_share": n}) for n in (0.33, 0.67)),
     Method("Dice, patches 0.67", settings={"training.foreground_share": 0.67, "objective.ce": 0.0}),
     OURS,
+    Method("rare-target, narrow extractor", RECIPE, {"objective.content_widths": [8, 16, 32, 64]}),
     *(Method(f"rare-target, content {w:g}", RECIPE, {"objective.content": w}) for w in (0.25, 3)),
 ]
 TASKS = [

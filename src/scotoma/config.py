@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from scotoma.errors import SettingsError
 from scotoma.files import write_text
 
+Width = Annotated[int, Field(ge=4)]
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
@@ -87,8 +89,10 @@ class NetworkSettings(Section):
     """The segmenter."""
 
     architecture: Literal["unet", "resunet", "segresnet", "swinunetr"] = "unet"
-    features: int | None = Field(
-        default=None, ge=4, description="features of the first stage; default 32 on a GPU, 16 on CPU"
+    features: Width | Annotated[list[Width], Field(min_length=2)] | None = Field(
+        default=None,
+        description="features of the first stage, doubled from stage to stage, or a list with those of every"
+        " stage; default 32 on a GPU, 16 on CPU",
     )
     max_features: int | None = Field(
         default=None, ge=4, description="features of the deepest stage; default 320 in 3-D, 512 in 2-D"
@@ -415,9 +419,16 @@ def _explain(error: ValidationError, source: str) -> str:
         return f"{source}: unknown setting '{where}'; {hint}"
     if first["type"] == "missing":
         return f"{source}: {where} is missing; take it over from the recipe this one is modelled on."
-    message = first["msg"].removeprefix("Value error, ")
+    # Of a setting with several types pydantic names each one that it is not.
+    known = set(_setting_names(Settings))
+    name = max((n for n in known if f"{where}.".startswith(f"{n}.")), key=len, default=where)
+    same = [e for e in error.errors() if ".".join(map(str, e["loc"])).startswith(f"{name}.")]
+    found = [first]
+    if len(same) > 1:
+        where, found = name, same
+    messages = dict.fromkeys(e["msg"].removeprefix("Value error, ") for e in found)
     shown = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
-    return f"{source}: {where}{shown}: {message[0].lower()}{message[1:]}."
+    return f"{source}: {where}{shown}: {', or '.join(m[0].lower() + m[1:] for m in messages)}."
 
 
 def _setting_names(model: type[BaseModel], prefix: str = "") -> list[str]:

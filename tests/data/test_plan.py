@@ -107,6 +107,20 @@ def test_settings_overrule():
         plan_for(grids, **{"plan.spacing": [1, 1]})
 
 
+def test_features_of_every_stage():
+    grids = [Grid.of_spacing((40, 56, 40), (1.0, 1.0, 1.0))]
+    plan = plan_for(grids, **{"network.features": [8, 32, 64], "network.stem": 1})
+    assert plan.network.features == [8, 32, 64]
+    assert len(plan.network.strides) == 3
+    assert plan_for(grids, **{"network.features": 8}).network.features == [8, 16, 32]
+    with pytest.raises(SettingsError, match="can be halved for 3 stages"):
+        plan_for(grids, **{"network.features": [8, 16, 32, 64, 64]})
+    with pytest.raises(SettingsError, match="lists 2 stages"):
+        plan_for(grids, **{"network.features": [8, 16], "network.depth": 3})
+    with pytest.raises(SettingsError, match="first stage alone"):
+        plan_for(grids, **{"network.features": [8, 16], "network.architecture": "segresnet"})
+
+
 def test_flips_follow_anatomy():
     isotropic, sagittal = (
         Grid.of_spacing((64, 64, 64), (1.0, 1.0, 1.0)),

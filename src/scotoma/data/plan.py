@@ -206,13 +206,28 @@ def make_plan(
     near = fine[axes]
     stem = [stem_size if s <= 2 * near.min() else 1 for s in near]
     base = net.features or (32 if accelerator else 16)
+    depth = net.depth if isinstance(base, int) else len(base)
+    if not isinstance(base, int) and net.architecture not in ("unet", "resunet"):
+        raise SettingsError(
+            f"network.features: {net.architecture} takes the features of its first stage alone."
+        )
+    if net.depth not in (None, depth):
+        raise SettingsError(f"network.depth = {net.depth}: network.features lists {depth} stages; drop one.")
     if net.features is None and not accelerator:
         reasons["network.features"] = "16 on a processor: more steps in the same time beat a wider network"
     cap = net.max_features or (320 if dims == 3 else 512)
 
     def build(patch: np.ndarray) -> NetworkPlan:
-        strides, kernels = _topology(patch, near, stem, net.depth)
-        features = [min(cap, base * 2**n) for n in range(len(strides))]
+        strides, kernels = _topology(patch, near, stem, depth)
+        if isinstance(base, int):
+            features = [min(cap, base * 2**n) for n in range(len(strides))]
+        elif len(base) == len(strides):
+            features = base
+        else:
+            raise SettingsError(
+                f"network.features = {base}: a patch of {patch.tolist()} can be halved for {len(strides)}"
+                f" stages; list as many, or set a larger plan.patch."
+            )
         return NetworkPlan(
             architecture=net.architecture,
             channels=len(channel_names) * (2 * context + 1),
