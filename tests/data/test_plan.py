@@ -102,9 +102,24 @@ def test_settings_overrule():
     assert (plan.patch, plan.batch, plan.spacing) == ((32, 32, 32), 3, (2.0, 2.0, 2.0))
     assert len(plan.network.strides) == 3
     with pytest.raises(SettingsError, match="not divisible"):
-        plan_for(grids, **{"plan.patch": [30, 32, 32], "network.depth": 4})
+        plan_for(grids, **{"plan.patch": [30, 32, 32], "network.depth": 3})
     with pytest.raises(SettingsError, match="three positive"):
         plan_for(grids, **{"plan.spacing": [1, 1]})
+    with pytest.raises(SettingsError, match=r"network.depth: 12 stages .* can be halved for 4 stages"):
+        plan_for(grids, **{"network.depth": 12})
+
+
+@pytest.mark.parametrize("kind", ["2d", "3d"])
+def test_swinunetr_keeps_more_than_one_value_at_its_deepest(kind):
+    changes = {"network.architecture": "swinunetr", "plan.kind": kind}
+    plan = plan_for([Grid.of_spacing((24, 24, 20), (1.0, 1.0, 1.0))], **changes)
+    assert set(plan.patch) <= {1, 64}
+    with pytest.raises(SettingsError, match="at least"):
+        plan_for(
+            [Grid.of_spacing((40, 40, 40), (1.0, 1.0, 1.0))],
+            **changes,
+            **{"plan.patch": [32] * (2 if kind == "2d" else 3)},
+        )
 
 
 def test_features_of_every_stage():
@@ -142,12 +157,25 @@ def test_an_edited_plan_is_checked(tmp_path):
     plan.save(path)
     assert read_plan(path) == plan
     content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "patch": [31, 32, 32]}))
-    with pytest.raises(InputError, match="divisible"):
-        read_plan(path)
-    path.write_text(json.dumps({**content, "patsch": 1}))
-    with pytest.raises(InputError, match="patsch"):
-        read_plan(path)
+    for name, value, sentence in (
+        ("patch", [31, 32, 32], "multiple of the network's strides"),
+        ("patch", [32, -32, 32], "patch.1: Input should be greater than 0"),
+        ("patsch", 1, "patsch"),
+        ("batch", 0, "batch: Input should be greater than 0"),
+        ("flips", [7], "flips.0"),
+        ("kind", "2d", "network.dims must be 2"),
+        ("network.channels", 3, "network.channels must be 1"),
+        ("network.classes", 5, "network.classes must be 2"),
+        ("network.dims", 2, "network.dims must be 3"),
+        ("network.features", [8, 16], "one entry for each of the 2 features"),
+        ("normalisation", [], "normalisation needs one entry"),
+    ):
+        changed = json.loads(json.dumps(content))
+        *inside, last = name.split(".")
+        (changed[inside[0]] if inside else changed)[last] = value
+        path.write_text(json.dumps(changed))
+        with pytest.raises(InputError, match=sentence):
+            read_plan(path)
     path.write_text("{")
     with pytest.raises(InputError, match="JSON"):
         read_plan(path)

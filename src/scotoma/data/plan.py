@@ -11,10 +11,10 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from scotoma.config import Settings
 from scotoma.data.fingerprint import Fingerprint
@@ -38,14 +38,14 @@ class NetworkPlan(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     architecture: Literal["unet", "resunet", "segresnet", "swinunetr"]
-    channels: int
-    classes: int
+    channels: PositiveInt
+    classes: PositiveInt
     dims: Literal[2, 3]
-    features: list[int]
-    strides: list[list[int]]
-    kernels: list[list[int]]
+    features: list[PositiveInt] = Field(min_length=2)
+    strides: list[list[PositiveInt]]
+    kernels: list[list[PositiveInt]]
     deep_supervision: bool
-    dropout: float
+    dropout: float = Field(ge=0, lt=1)
     feature_selection: list[str] = []
 
     @property
@@ -56,6 +56,11 @@ class NetworkPlan(BaseModel):
         if self.architecture == "segresnet":
             return [2 ** (len(self.features) - 1)] * self.dims
         return [math.prod(s[axis] for s in self.strides) for axis in range(self.dims)]
+
+    @property
+    def smallest(self) -> list[int]:
+        """No patch is smaller: SwinUNETR's deepest features must not shrink to a single value."""
+        return [2 * d if self.architecture == "swinunetr" else d for d in self.divisor]
 
 
 class Plan(BaseModel):
@@ -78,10 +83,10 @@ class Plan(BaseModel):
     pictures: bool
     first_axis: int = 2
     spacing: tuple[float, float, float] | None
-    patch: tuple[int, int, int]
-    context: int = 0
-    batch: int
-    flips: list[int] = []
+    patch: tuple[PositiveInt, PositiveInt, PositiveInt]
+    context: int = Field(default=0, ge=0)
+    batch: PositiveInt
+    flips: list[Annotated[int, Field(ge=0, le=2)]] = []
     channel_names: list[str]
     normalisation: list[Normalisation]
     label_map: LabelMap
@@ -99,6 +104,35 @@ class Plan(BaseModel):
         spacing = self.spacing or (1.0, 1.0, 1.0)
         return spacing if self.network.dims == 3 else spacing[1:]
 
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Plan:
+        net = self.network
+        stages = len(net.features)
+        dims = 3 if self.kind == "3d" else 2
+        channels = len(self.channel_names) * (2 * self.context + 1)
+        wrong = {
+            f"kind is {self.kind}, so network.dims must be {dims}": net.dims != dims,
+            "patch[0] must be 1 for a network of slices": dims == 2 and self.patch[0] != 1,
+            "context is for 2.5d alone": self.kind != "2.5d" and self.context > 0,
+            f"network.channels must be {channels}, channels x slices": net.channels != channels,
+            f"network.classes must be {len(self.classes)}, as the label map has": (
+                net.classes != len(self.classes)
+            ),
+            f"network.strides and network.kernels need one entry for each of the {stages} features": (
+                len(net.strides) != stages or len(net.kernels) != stages
+            ),
+            f"network.strides and network.kernels need {dims} numbers a stage": (
+                any(len(entry) != dims for entry in (*net.strides, *net.kernels))
+            ),
+            "normalisation needs one entry for each of channel_names": (
+                len(self.normalisation) != len(self.channel_names)
+            ),
+        }
+        for sentence, holds in wrong.items():
+            if holds:
+                raise ValueError(sentence)
+        return self
+
     def save(self, path: Path) -> None:
         write_json(path, self.model_dump(mode="json"))
 
@@ -115,16 +149,17 @@ def read_plan(path: Path) -> Plan:
         raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{path}: {where}: {first['msg']}.") from None
+        where = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
+        raise InputError(f"{path}: {where}{first['msg'].removeprefix('Value error, ')}.") from None
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error}).") from None
-    for size, divisor in zip(plan.patch[3 - plan.network.dims :], plan.network.divisor, strict=True):
-        if size % divisor:
-            raise InputError(
-                f"{path}: patch {list(plan.patch)} is not divisible by the network's strides"
-                f" {plan.network.divisor}; change one of them."
-            )
+    net = plan.network
+    sizes = zip(plan.patch[3 - net.dims :], net.divisor, net.smallest, strict=True)
+    if any(size % divisor or size < least for size, divisor, least in sizes):
+        raise InputError(
+            f"{path}: patch {list(plan.patch)} must be a multiple of the network's strides {net.divisor}, at"
+            f" least {net.smallest}; change one of them."
+        )
     return plan
 
 
@@ -219,15 +254,13 @@ def make_plan(
 
     def build(patch: np.ndarray) -> NetworkPlan:
         strides, kernels = _topology(patch, near, stem, depth)
-        if isinstance(base, int):
-            features = [min(cap, base * 2**n) for n in range(len(strides))]
-        elif len(base) == len(strides):
-            features = base
-        else:
+        if depth is not None and len(strides) != depth:
             raise SettingsError(
-                f"network.features = {base}: a patch of {patch.tolist()} can be halved for {len(strides)}"
-                f" stages; list as many, or set a larger plan.patch."
+                f"network.{'depth' if net.depth else 'features'}: {depth} stages asked for, but a patch of"
+                f" {patch.tolist()} can be halved for {len(strides)} stages; ask for as many, or set a larger"
+                " plan.patch."
             )
+        features = [min(cap, base * 2**n) for n in range(len(strides))] if isinstance(base, int) else base
         return NetworkPlan(
             architecture=net.architecture,
             channels=len(channel_names) * (2 * context + 1),
@@ -244,6 +277,10 @@ def make_plan(
     if wanted.patch is not None:
         patch = _given_patch(wanted.patch, dims)
         network = build(patch)
+        if (patch < network.smallest).any():
+            raise SettingsError(
+                f"plan.patch = {wanted.patch}: {net.architecture} needs at least {network.smallest}."
+            )
         if any(n % d for n, d in zip(patch, network.divisor, strict=True)):
             raise SettingsError(
                 f"plan.patch = {wanted.patch}: not divisible by the network's strides {network.divisor};"
@@ -406,7 +443,7 @@ def _largest_patch(median, dims, build, budget, accelerator, reasons):  # type: 
     cut = False
     while True:
         divisor = np.array(build(patch).divisor)
-        rounded = np.maximum(-(-patch // divisor) * divisor, divisor)
+        rounded = np.maximum(-(-patch // divisor) * divisor, build(patch).smallest)
         network = build(rounded)
         divisor = np.array(network.divisor)
         if (rounded % divisor == 0).all():
