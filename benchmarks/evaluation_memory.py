@@ -1,10 +1,10 @@
 """Time and peak memory of evaluating one large volume of many classes.
 
-    python benchmarks/evaluation_memory.py [--shape 512 512 400] [--classes 20] [--probabilities]
+    python benchmarks/evaluation_memory.py [--shape 512 512 400] [--classes 20]
 
-Writes a truth and a prediction to a temporary folder (organs as the nearest of random centres, smooth and
-slightly shifted, with lesion-like specks), evaluates them in a fresh process as `scotoma evaluate` does, and
-prints its time and peak memory.
+Writes a truth and a prediction to a temporary folder (smooth organs around random centres, slightly shifted,
+with lesion-like specks), evaluates them in a fresh process as `scotoma evaluate` does, and records its time
+and peak memory: of the masks alone, and with a probability map of every class.
 """
 
 from __future__ import annotations
@@ -14,27 +14,33 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from common import write_results
+
+CASES = {"masks alone": None, "with probabilities": "probabilities.nii.gz"}
 # The peak comes from the kernel's own mark: ru_maxrss of a child begins at the size of its parent.
 CHILD = """
 import json, sys, time
 from pathlib import Path
 from scotoma.evaluation.evaluate import evaluate
+def peak():
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    return int(line.split()[1]) / 2**20
+before, start, busy = peak(), time.perf_counter(), time.process_time()
 content = evaluate(sys.argv[1], sys.argv[2], out=sys.argv[3]).content
 assert content["counts"]["evaluated"] == 1, content["failed"]
-line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
-print(json.dumps([int(line.split()[1]) / 2**20, time.process_time()]))
+took = {"seconds": time.perf_counter() - start, "processor_seconds": time.process_time() - busy}
+print(json.dumps(took | {"peak_gib": peak(), "before_gib": before}))
 """
 
 
-def write_case(folder: Path, shape: tuple[int, ...], classes: int, probabilities: bool) -> None:
+def write_case(folder: Path, shape: tuple[int, ...], classes: int) -> None:
     from scotoma.data.grid import Grid
     from scotoma.data.image import Image, write_mask, write_probabilities
-    from scotoma.data.labels import LabelMap
 
     rng = np.random.default_rng(0)
     grid = Grid.of_spacing(shape, (0.8, 0.8, 1.0))
@@ -59,14 +65,19 @@ def write_case(folder: Path, shape: tuple[int, ...], classes: int, probabilities
     (folder / "pred").mkdir()
     write_mask(folder / "truth" / "case.nii.gz", masks[0], like)
     write_mask(folder / "pred" / "case.nii.gz", masks[1], like)
-    entry = {"images": [], "prediction": "case.nii.gz", "probabilities": None}
-    if probabilities:
-        scaled = np.lib.format.open_memmap(folder / "p.npy", "w+", np.uint16, (classes, *shape))
-        for c in range(classes):
-            scaled[c] = np.where(masks[1] == c, 65000, 535 // (classes - 1))
-        entry["probabilities"] = "probabilities.nii.gz"
-        write_probabilities(folder / "pred" / "probabilities.nii.gz", scaled, like)
+    scaled = np.lib.format.open_memmap(folder / "p.npy", "w+", np.uint16, (classes, *shape))
+    for c in range(classes):
+        scaled[c] = np.where(masks[1] == c, 65000, 535 // (classes - 1))
+    write_probabilities(folder / "pred" / "probabilities.nii.gz", scaled, like)
+    (folder / "p.npy").unlink()
+
+
+def list_case(folder: Path, classes: int, probabilities: str | None) -> None:
+    """Write the prediction.json that `predict` would have written."""
+    from scotoma.data.labels import LabelMap
+
     names = ["background", *(f"organ {c}" for c in range(1, classes))]
+    entry = {"images": [], "prediction": "case.nii.gz", "probabilities": probabilities}
     listing = {"label_map": LabelMap.plain(names).model_dump(), "cases": {"case": entry}, "failed": {}}
     (folder / "pred" / "prediction.json").write_text(json.dumps(listing))
 
@@ -75,18 +86,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", type=int, nargs=3, default=[512, 512, 400])
     parser.add_argument("--classes", type=int, default=20)
-    parser.add_argument("--probabilities", action="store_true", help="With a map of every class.")
     options = parser.parse_args()
+    rows = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_case(folder, tuple(options.shape), options.classes, options.probabilities)
-        start = time.perf_counter()
-        folders = [str(folder / x) for x in ("pred", "truth", "out")]
-        done = subprocess.run([sys.executable, "-c", CHILD, *folders], check=True, stdout=subprocess.PIPE)
-        seconds = time.perf_counter() - start
-    peak, cpu = json.loads(done.stdout)
-    size = " x ".join(map(str, options.shape))
-    print(f"{size}, {options.classes} classes: {seconds:.1f} s ({cpu:.1f} s of CPU), peak {peak:.2f} GiB")
+        write_case(folder, tuple(options.shape), options.classes)
+        for what, probabilities in CASES.items():
+            list_case(folder, options.classes, probabilities)
+            folders = [str(folder / x) for x in ("pred", "truth", "out")]
+            done = subprocess.run([sys.executable, "-c", CHILD, *folders], check=True, stdout=subprocess.PIPE)
+            rows[what] = json.loads(done.stdout)
+            print(f"{what}: {rows[what]}", flush=True)
+    content = {"shape": options.shape, "classes": options.classes, "seed": 0, "results": rows}
+    write_results("evaluation_memory", content, table(content))
+
+
+def table(content: dict[str, Any]) -> str:
+    shape, classes = content["shape"], content["classes"]
+    gib = int(np.prod(shape)) / 2**30
+    before = next(iter(content["results"].values()))["before_gib"]
+    lines = [
+        "# Evaluating a large volume",
+        "",
+        f"One case of {' x '.join(map(str, shape))} voxels of .8 x .8 x 1 mm, {classes} classes, in one",
+        f"process; reading and writing included. A mask of it is {gib:.2f} GiB, all its probability maps",
+        f"together would be {4 * classes * gib:.1f} GiB; the program alone takes {before:.2f} GiB.",
+        "",
+        "| | time, s | processor time, s | peak memory, GiB |",
+        "|---|---:|---:|---:|",
+        *(
+            f"| {what} | {row['seconds']:.0f} | {row['processor_seconds']:.0f} | {row['peak_gib']:.2f} |"
+            for what, row in content["results"].items()
+        ),
+        "",
+        "Measured by `benchmarks/evaluation_memory.py` (seed 0; date, machine and versions in the JSON",
+        "beside this file).",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
