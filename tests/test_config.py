@@ -37,7 +37,10 @@ def test_a_recipe_may_be_a_file(tmp_path):
         ("training.step=3", "did you mean 'training.steps'"),
         ("training.steps=many", "training.steps = 'many'"),
         ("training.steps=0", "greater than or equal to 1"),
-        ("network.features=3", r"features = 3: .*greater than or equal to 4, or input should be a valid list"),
+        (
+            "network.features=3",
+            r"features = 3: .*greater than or equal to 4, or input should be a valid list",
+        ),
         ("network.features=[2,4]", r"features = \[2, 4\]: .*greater than or equal to 4"),
         ("training.steps", "section.name=value"),
         ("seed.x=3", "'seed' is a value"),

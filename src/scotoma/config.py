@@ -342,20 +342,63 @@ def load_settings(
         )
     _merge(merged, content)
     merged["recipe"] = Path(chosen).stem
-    for name, value in pairs:
-        target = merged
-        *sections, last = name.split(".")
-        for section in sections:
-            target = target.setdefault(section, {})
-            if not isinstance(target, dict):
-                raise SettingsError(f"--set {name}: '{section}' is a value, not a section of settings.")
-        target[last] = value
+    _override(merged, pairs)
     return parse_settings(merged)
 
 
 def read_settings(path: Path) -> Settings:
     """Read the settings saved with a run."""
     return parse_settings(_read_yaml(path), source=str(path))
+
+
+def resumed_settings(
+    saved: Path, recipe: str | None = None, file: Path | None = None, overrides: list[str] | None = None
+) -> Settings:
+    """The settings saved with a run, after making sure that what is asked for now does not contradict them.
+
+    Args:
+        saved: the run's config.yaml.
+        recipe, file, overrides: as for `load_settings`; may all be left out.
+
+    Raises:
+        SettingsError: something else is asked for than the run was started with.
+    """
+    before = read_settings(saved)
+    asked = before.model_dump()
+    if recipe is not None or file is not None:
+        asked = load_settings(recipe, file, overrides).model_dump()
+    else:
+        _override(asked, _split_overrides(overrides or []))
+        asked = parse_settings(asked).model_dump()
+    then, now = _flat(before.model_dump()), _flat(asked)
+    if now["training.minutes"] is not None:  # became a number of steps when the run began
+        for name in ("training.minutes", "training.steps", "anomaly.epochs"):
+            now[name] = then.get(name)
+    for name in {**then, **now}:
+        if now.get(name) != then.get(name):
+            raise SettingsError(
+                f"{saved.parent}: was started with {name} = {then.get(name)!r}, not {now.get(name)!r}; leave"
+                " that out to go on with this run, or choose another folder."
+            )
+    return before
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in content.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return out
+
+
+def _override(content: dict[str, Any], pairs: list[tuple[str, Any]]) -> None:
+    for name, value in pairs:
+        target = content
+        *sections, last = name.split(".")
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise SettingsError(f"--set {name}: '{section}' is a value, not a section of settings.")
+        target[last] = value
 
 
 def parse_settings(content: dict[str, Any], source: str = "settings") -> Settings:

@@ -98,14 +98,7 @@ def print_check(data: Path, dataset: Dataset, result: CheckResult, only_faults: 
             rows.append([name, str(c.cases), f"{100 * c.share:.3g} %", str(c.lesions), per_case, size])
         print_table(None, header, rows)
     if result.label_map is not None:
-        if result.label_map.instances:
-            print("masks: object ids; every non-zero value is one object")
-        else:
-            values = ", ".join(
-                f"{v} = {c if c == 'ignore' else result.label_map.classes[c]}"
-                for v, c in result.label_map.values.items()
-            )
-            print(f"masks: {values}")
+        print(f"masks: {result.label_map.describe()}")
     for reason in result.label_reasons:
         print(f"  {reason}")
     if result.recipe is not None:

@@ -19,7 +19,7 @@ from scotoma.data.plan import Plan, make_plan
 from scotoma.data.splits import Split
 from scotoma.errors import InputError, SettingsError
 from scotoma.networks.segmenter import build_segmenter
-from scotoma.prediction.predict import MovedStem, Predictor, predict_folder
+from scotoma.prediction.predict import MovedStem, Predictor, images_of_patients, predict_folder
 from scotoma.training.run import RunFolder, new_segmenter
 from scotoma.training.weights import save_weights
 
@@ -107,6 +107,13 @@ def test_a_part_of_the_split_is_predicted(tmp_path):
     other = write_data(tmp_path / "other", "a")
     with pytest.raises(InputError, match="no case 'b'"):
         predict_folder(tmp_path / "run", other, tmp_path / "out", part="validation", device="cpu")
+
+
+def test_new_images_of_one_patient_are_told_by_their_names(tmp_path):
+    for name in ("p1_a", "p1_b", "p2_a", "other"):
+        (tmp_path / f"{name}.png").touch()
+    cases = images_of_patients(tmp_path, None, 1, r"(p\d+)_")
+    assert {c.id: c.patient for c in cases} == {"p1_a": "p1", "p1_b": "p1", "p2_a": "p2", "other": "other"}
 
 
 def test_a_folder_without_a_model_says_so(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,9 @@ from safetensors.torch import load_file
 from scotoma.config import load_settings
 from scotoma.errors import InputError, SettingsError
 from scotoma.prediction.predict import predict_folder
+from scotoma.training.run import RunFolder
 from scotoma.training.train import train
-from small_data import QUICK
+from small_data import QUICK, write_blobs
 
 
 def quick(**changes):
@@ -102,6 +104,26 @@ def test_killed_and_resumed_gives_the_same_weights(pictures, tmp_path):
     ]
 
 
+def test_not_resumed_with_other_data(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    other = write_blobs(tmp_path / "data", seed=5)
+    with pytest.raises(InputError, match="not the images and masks"):
+        train(other, quick(), tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "environment.json").read_text() == (run / "environment.json").read_text()
+
+
+def test_a_plan_that_is_given_decides(run, pictures, tmp_path):
+    for name, value in (("plan.batch", 7), ("network.dropout", 0.2)):
+        changes = {n: v for n, v in QUICK.items() if not n.startswith(("plan.", "network."))}
+        settings = load_settings("baseline", overrides={**changes, name: value})
+        with pytest.raises(SettingsError, match=f"{name} = .*plan.json decides"):
+            train(pictures, settings, tmp_path / "out", plan_file=run / "plan.json")
+    settings = load_settings("few-labels", overrides=changes)
+    out = train(pictures, settings, tmp_path / "few", plan_file=run / "plan.json")
+    assert RunFolder(out).read_plan().network.feature_selection == settings.network.feature_selection
+
+
 def test_an_existing_run_is_not_overwritten(run, pictures):
     with pytest.raises(InputError, match="--resume"):
         train(pictures, quick(), run)
@@ -156,5 +178,5 @@ def test_kinds_of_networks(volumes, tmp_path, kind, architecture):
 def test_an_objective_that_contradicts_itself_is_refused(pictures, tmp_path):
     with pytest.raises(SettingsError, match="objective"):
         train(pictures, quick(**{"objective.voxel": "nonsense"}), tmp_path / "run")
-    with pytest.raises(SettingsError, match="unknown setting 'betta'"):
+    with pytest.raises(SettingsError, match=r"unknown setting 'objective\.betta'"):
         train(pictures, quick(**{"objective.betta": 1}), tmp_path / "run2")

@@ -53,6 +53,15 @@ class LabelMap(BaseModel):
         """Value n is class n."""
         return cls(classes=classes, values={n: n for n in range(len(classes))})
 
+    def describe(self) -> str:
+        """What the values in the masks stand for, in words."""
+        if self.instances:
+            return "object ids; every non-zero value is one object"
+        return ", ".join(
+            f"{value} = {index if index == 'ignore' else self.classes[index]}"
+            for value, index in self.values.items()
+        )
+
     def apply(self, raw: np.ndarray, source: object = "the mask") -> np.ndarray:
         """Turn a raw mask into a class map.
 

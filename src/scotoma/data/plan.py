@@ -254,11 +254,10 @@ def make_plan(
 
     def build(patch: np.ndarray) -> NetworkPlan:
         strides, kernels = _topology(patch, near, stem, depth)
-        if depth is not None and len(strides) != depth:
+        if not isinstance(base, int) and len(strides) != depth:
             raise SettingsError(
-                f"network.{'depth' if net.depth else 'features'}: {depth} stages asked for, but a patch of"
-                f" {patch.tolist()} can be halved for {len(strides)} stages; ask for as many, or set a larger"
-                " plan.patch."
+                f"network.features = {base}: a patch of {patch.tolist()} can be halved for {len(strides)}"
+                " stages; list as many, or set a larger plan.patch."
             )
         features = [min(cap, base * 2**n) for n in range(len(strides))] if isinstance(base, int) else base
         return NetworkPlan(
@@ -289,6 +288,9 @@ def make_plan(
         reasons["patch"] = "as set"
     else:
         patch, network = _largest_patch(median_shape[axes], dims, build, budget, accelerator, reasons)
+    if net.depth is not None and len(network.strides) < net.depth:
+        stages = len(network.strides)
+        reasons["network.depth"] = f"{stages}, not {net.depth}: the patch can be halved for {stages} stages"
     batch = wanted.batch or _batch(patch, network, budget, accelerator, shapes, reasons)
     flips = _flips(pictures, first_axis, dims, label_map.classes, reasons)
     size = (1, *patch.tolist()) if dims == 2 else tuple(patch.tolist())

@@ -256,6 +256,11 @@ class Objective(nn.Module):
         return 1 + (self.voxel_loss.beta - 1) * ramp(self.progress, self.beta_ramp)
 
     @property
+    def ranks_within_batch(self) -> bool:
+        """Whether images are ranked against those of their own batch alone."""
+        return self.selection.selects_images and not len(self.selection.past)
+
+    @property
     def asks_average(self) -> bool:
         """Whether the present step needs the logits of the averaged teacher: not while beta is still 1."""
         return self.teacher == "average" and self.current_beta < 1

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from scotoma import __version__
 from scotoma.anomaly.baselines import IntensityThreshold, RandomScores, ReconstructionError
@@ -18,11 +17,18 @@ from scotoma.anomaly.detector import PatientAnomalyDetector
 from scotoma.anomaly.preparation import Preparation, Prepared, prepare, read_preparation
 from scotoma.anomaly.storage import load_detector
 from scotoma.config import AnomalySettings, Settings
-from scotoma.data.dataset import Case, list_images
+from scotoma.data.dataset import Case
 from scotoma.data.image import Image, read_image, write_image, write_mask
 from scotoma.data.labels import LabelMap
 from scotoma.errors import InputError, SettingsError
-from scotoma.prediction.predict import Predictions, cases_of_split, mask_path, predict_each
+from scotoma.prediction.predict import (
+    Predictions,
+    cases_of_split,
+    images_of_patients,
+    mask_path,
+    predict_each,
+    usable_device,
+)
 
 if TYPE_CHECKING:
     from scotoma.training.run import RunFolder
@@ -68,7 +74,7 @@ class AnomalyPredictor:
         Raises:
             InputError: nothing trained there.
         """
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = usable_device(device)
         preparation = read_preparation(run.preparation)
         return cls.of(
             run.settings(),
@@ -221,7 +227,8 @@ def predict_anomaly_folder(
     """
     predictor = AnomalyPredictor.from_run(run, device)
     if part is None:
-        cases = list_images(images, predictor.channels, len(predictor.preparation.channels))
+        pattern = run.settings().data.patient_pattern
+        cases = images_of_patients(images, predictor.channels, len(predictor.preparation.channels), pattern)
     else:
         cases = cases_of_split(run.path, images, part)
     return predict_anomalies(predictor, cases, out, baselines=baselines, progress=progress, on_error=on_error)

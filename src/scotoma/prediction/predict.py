@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,7 @@ class Predictor:
         recipe: written beside the predictions.
         run: written beside the predictions.
         channels: names of the channel files where every case is a folder.
+        patient_pattern: finds the patient in the name of a new image.
         annotated: case id -> foreground classes drawn there, where not all are; for the evaluation.
     """
 
@@ -122,6 +124,7 @@ class Predictor:
     recipe: str = ""
     run: str = ""
     channels: list[str] | None = field(default=None)
+    patient_pattern: str | None = None
     annotated: dict[str, list[int]] = field(default_factory=dict)
 
     @classmethod
@@ -147,7 +150,7 @@ class Predictor:
                     f"{other.plan}: '{differing}' differs from {first.plan}; only models that see an image"
                     " the same way can be averaged, so predict with each of them alone."
                 )
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = usable_device(device)
         settings = folds[0].settings()
         prediction = settings.prediction
         models: list[Model] = []
@@ -170,6 +173,7 @@ class Predictor:
             recipe=settings.recipe,
             run=", ".join(str(r) for r in runs),
             channels=settings.data.channels,
+            patient_pattern=settings.data.patient_pattern,
             annotated=settings.data.annotated,
         )
 
@@ -285,12 +289,43 @@ def predict_folder(
         raise SettingsError("--baselines goes with runs of no-labels only; this one learned from labels.")
     predictor = Predictor.from_run(run, device)
     if part is None:
-        cases = list_images(images, predictor.channels, len(predictor.plan.channel_names))
+        cases = images_of_patients(
+            images, predictor.channels, len(predictor.plan.channel_names), predictor.patient_pattern
+        )
     else:
         cases = cases_of_split(run, images, part)
     return predict_cases(
         predictor, cases, out, probabilities=probabilities, flips=flips, progress=progress, on_error=on_error
     )
+
+
+def images_of_patients(
+    images: Path, channels: list[str] | None, count: int, pattern: str | None
+) -> tuple[Case, ...]:
+    """New images, with the patients that the run's `data.patient_pattern` finds in their names; an image that
+    is named otherwise is a patient of its own."""
+
+    def patient(case: Case) -> Case:
+        found = re.search(pattern, case.id) if pattern else None
+        return replace(case, patient=found.group(1)) if found else case
+
+    return tuple(map(patient, list_images(images, channels, count)))
+
+
+def usable_device(wanted: str | None) -> str:
+    """The device asked for, or a GPU where there is one.
+
+    Raises:
+        SettingsError: not the name of a device, or one that is not there.
+    """
+    if wanted is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise SettingsError(f"--device {wanted}: cannot be used here ({reason}); try cpu.") from None
+    return wanted
 
 
 def cases_of_split(run: Path | Sequence[Path], data: Path, part: str) -> list[Case]:

@@ -111,6 +111,25 @@ class MetricsTable(Callback):
         self.rows = state_dict["rows"]
 
 
+class SayEveryEpoch(Callback):
+    """One line per epoch, for logs of jobs that nobody watches."""
+
+    def __init__(self, table: MetricsTable) -> None:
+        self.table = table
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if _validated(trainer) and trainer.is_global_zero:
+            row = self.table.rows[-1]
+            log.info(
+                "step %d of %d: loss %.4f, validation Dice %.3f, %.0f s",
+                row["step"],
+                trainer.max_steps,
+                row["train_total"],
+                row["validation_dice"],
+                row["seconds"],
+            )
+
+
 class CollapseAlarm(Callback):
     """Says so when a network calls everything background, or everything foreground, for many validations.
 

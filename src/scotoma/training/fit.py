@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import logging
 import shutil
 import time
@@ -21,7 +23,13 @@ from scotoma.data.sampling import VALIDATION_EPOCH, EpochSampler, PatchDataset
 from scotoma.errors import SettingsError
 from scotoma.files import write_json
 from scotoma.losses import Objective
-from scotoma.training.callbacks import CollapseAlarm, KeepWeights, MetricsTable, SaveEveryEpoch
+from scotoma.training.callbacks import (
+    CollapseAlarm,
+    KeepWeights,
+    MetricsTable,
+    SaveEveryEpoch,
+    SayEveryEpoch,
+)
 from scotoma.training.checkpoint import SafetensorsCheckpointIO
 from scotoma.training.engine import EarlyStopping, TensorBoardLogger, Trainer
 from scotoma.training.extractor import needs_extractor
@@ -73,7 +81,10 @@ def fit(
 
     collapse = CollapseAlarm(training.collapse_patience)
     keep = KeepWeights(run.best, training.select)
-    callbacks: list[Any] = [keep, collapse, MetricsTable(run.metrics)]
+    table = MetricsTable(run.metrics)
+    callbacks: list[Any] = [keep, collapse, table]
+    if not progress_bar:
+        callbacks.append(SayEveryEpoch(table))
     if training.early_stopping:
         callbacks.append(EarlyStopping("validation_dice", patience=training.early_stopping, mode="max"))
     callbacks.append(SaveEveryEpoch(run.last))
@@ -156,6 +167,17 @@ def build_module(
     return SegmentationModule(segmenter, objective, settings, total_steps, plan.classes, contrast)
 
 
+def check_module(settings: Settings, plan: Plan) -> None:
+    """Build what will be trained, for its complaints: before the data is prepared they cost nothing.
+
+    Raises:
+        SettingsError: as `build_module`.
+    """
+    if needs_extractor(settings):  # which is trained later
+        settings = settings.model_copy(update={"objective": {**settings.objective, "content": 0.0}})
+    build_module(settings, plan, [], 1)
+
+
 def build_objective(settings: Settings, plan: Plan, extractor: Path | None = None) -> Objective:
     """The objective that the settings describe.
 
@@ -163,6 +185,12 @@ def build_objective(settings: Settings, plan: Plan, extractor: Path | None = Non
         SettingsError: unknown or contradicting settings.
     """
     content = dict(settings.objective)
+    known = list(inspect.signature(Objective).parameters)
+    for name in content:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean 'objective.{close[0]}'?" if close else f"there are: {', '.join(known)}."
+            raise SettingsError(f"unknown setting 'objective.{name}'; {hint}")
     if extractor is not None and needs_extractor(settings):
         content["content_weights"] = str(extractor)
     if content.get("dragsaw") and content.get("dragsaw_cross_level"):
@@ -171,10 +199,13 @@ def build_objective(settings: Settings, plan: Plan, extractor: Path | None = Non
     try:
         objective = Objective(len(plan.classes), **content)
     except (TypeError, ValueError) as error:
-        text = str(error).replace(
-            "Objective.__init__() got an unexpected keyword argument", "unknown setting"
+        raise SettingsError(f"objective: {error}.") from None
+    training = settings.training
+    if training.accumulate > 1 and objective.ranks_within_batch:
+        raise SettingsError(
+            "objective.k ranks the images of one batch and cannot see those of the other batches that"
+            " training.accumulate sums; set objective.queue, such as to 32, or plan.batch instead."
         )
-        raise SettingsError(f"objective: {text}.") from None
     if objective.teacher == "average" and not settings.training.average:
         raise SettingsError(
             "objective.teacher: there is no averaged network to ask; set training.average, such as to .99."

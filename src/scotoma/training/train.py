@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from scotoma.config import Settings, read_settings
 from scotoma.data.check import CheckResult, check
@@ -22,6 +25,9 @@ from scotoma.files import write_json
 from scotoma.training.run import RunFolder
 
 log = logging.getLogger("scotoma")
+
+WARNINGS = 10
+"""So many warnings about the data are repeated when training begins."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, done, all)."""
@@ -76,6 +82,8 @@ def train(
             raise InputError(f"{out}: holds a run already; resume it with --resume or choose another folder.")
         settings = read_settings(run.config)
     _check_devices(settings)
+    if plan_file is not None and not run.config.is_file():
+        _refuse_overruled(settings, plan_file)
     if settings.anomaly is not None:
         from scotoma.training.anomaly import train_detector
 
@@ -136,6 +144,19 @@ def _check_devices(settings: Settings) -> None:
         )
 
 
+def _refuse_overruled(settings: Settings, plan_file: Path) -> None:
+    """A plan that is given decides; settings of what it decides would be ignored in silence."""
+    usual = Settings()
+    for section in ("plan", "network"):
+        given = getattr(settings, section)
+        for name in type(given).model_fields:
+            applied = section == "network" and name in ("prior_bias", "feature_selection")
+            if not applied and getattr(given, name) != getattr(getattr(usual, section), name):
+                raise SettingsError(
+                    f"{section}.{name} = {getattr(given, name)!r}: {plan_file} decides that; change it there."
+                )
+
+
 def open_data(data: Path, settings: Settings) -> Dataset:
     """Open a folder of cases as the settings describe it."""
     where = settings.data
@@ -186,11 +207,9 @@ def label_map_of(dataset: Dataset, settings: Settings) -> LabelMap:
 def _label_map(**content: object) -> LabelMap:
     try:
         return LabelMap.model_validate(content)
-    except ValueError as error:
-        text = str(error).splitlines()[2].strip() if len(str(error).splitlines()) > 2 else str(error)
-        raise SettingsError(
-            f"data.label_map: {text.removeprefix('Value error, ').split(' [type=')[0]}."
-        ) from None
+    except ValidationError as error:
+        text = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"data.label_map: {text}.") from None
 
 
 def _checked(dataset: Dataset, settings: Settings, progress: Progress | None) -> tuple[LabelMap, CheckResult]:
@@ -221,13 +240,19 @@ def _train_one(
     result: CheckResult,
 ) -> None:
     from scotoma.training.extractor import make_extractor, needs_extractor
-    from scotoma.training.fit import fit, loader_workers, time_steps
+    from scotoma.training.fit import check_module, fit, loader_workers, time_steps
 
     cases = {case.id: case for case in dataset.train if case.label is not None}
     split = split_cases(run, settings, list(cases.values()))
     plan = _plan(run, dataset, settings, plan_file, [cases[name] for name in split.train], label_map, result)
     cache = Path(settings.data.cache) if settings.data.cache else run.path / "cache"
     workers = loader_workers(settings.training.workers)
+    used = [cases[n] for n in (*split.train, *split.validation)]
+    if _first_process():
+        check_module(settings, plan)
+        if run.config.is_file():
+            check_same_data(run, dataset.root, _data_hash(settings, plan, used))
+        _describe(result, split, plan)
 
     def told(done: int, of: int) -> None:
         if progress is not None:
@@ -260,7 +285,6 @@ def _train_one(
         split.save(run.splits)
         assert result.fingerprint is not None
         write_json(run.fingerprint, result.fingerprint.model_dump(mode="json"))
-        used = [cases[n] for n in (*split.train, *split.validation)]
         write_environment(run, settings, _data_hash(settings, plan, used), len(used))
         # Last, since it tells the other processes and --resume that everything before it is there.
         settings.save(run.config)
@@ -300,6 +324,8 @@ def _plan(
         return read_plan(run.plan)
     if plan_file is not None:
         plan = read_plan(plan_file)
+        if settings.network.feature_selection:  # what makes the recipe, whatever the plan was made for
+            plan.network.feature_selection = settings.network.feature_selection
         if plan.label_map != label_map:
             raise SettingsError(
                 f"{plan_file}: its label map differs from the data's ({', '.join(label_map.classes)});"
@@ -348,6 +374,45 @@ def write_environment(run: RunFolder, settings: Settings, data_hash: str, cases:
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     write_json(run.environment, content)
+
+
+def check_same_data(run: RunFolder, root: Path, data_hash: str) -> None:
+    """Refuse to go on with other data than a run began with.
+
+    Raises:
+        InputError: the images or masks of the run's cases have changed.
+    """
+    if not run.environment.is_file():
+        return
+    before = json.loads(run.environment.read_text(encoding="utf-8")).get("data_hash")
+    if before not in (None, data_hash):
+        raise InputError(
+            f"{root}: not the images and masks that {run.path} began with; resume with those, or train in"
+            " another folder."
+        )
+
+
+def _describe(result: CheckResult, split: Split, plan: Plan) -> None:
+    """Say what the run makes of the data."""
+    for line in [fault.message for fault in result.warnings][:WARNINGS]:
+        log.warning("warning: %s", line)
+    if len(result.warnings) > WARNINGS:
+        log.warning("... and %d more warnings; `scotoma check` lists them", len(result.warnings) - WARNINGS)
+    log.info("masks: %s", plan.label_map.describe())
+    log.info(
+        "cases: %d train, %d validate, %d set aside", len(split.train), len(split.validation), len(split.test)
+    )
+    net = plan.network
+    log.info(
+        "plan: %s, patch %s, batch %d, %s with %s features",
+        plan.kind,
+        " x ".join(map(str, plan.patch)),
+        plan.batch,
+        net.architecture,
+        "-".join(map(str, net.features)),
+    )
+    if "network.depth" in plan.reasons:
+        log.warning("network.depth: %s", plan.reasons["network.depth"])
 
 
 def _data_hash(settings: Settings, plan: Plan, cases: list[Case]) -> str:
