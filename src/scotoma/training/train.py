@@ -252,7 +252,7 @@ def _train_one(
         check_module(settings, plan)
         if run.config.is_file():
             check_same_data(run, dataset.root, _data_hash(settings, plan, used))
-        _describe(result, split, plan)
+        _describe(settings, result, split, plan)
 
     def told(done: int, of: int) -> None:
         if progress is not None:
@@ -392,12 +392,14 @@ def check_same_data(run: RunFolder, root: Path, data_hash: str) -> None:
         )
 
 
-def _describe(result: CheckResult, split: Split, plan: Plan) -> None:
+def _describe(settings: Settings, result: CheckResult, split: Split, plan: Plan) -> None:
     """Say what the run makes of the data."""
     for line in [fault.message for fault in result.warnings][:WARNINGS]:
         log.warning("warning: %s", line)
     if len(result.warnings) > WARNINGS:
         log.warning("... and %d more warnings; `scotoma check` lists them", len(result.warnings) - WARNINGS)
+    if result.recipe not in (None, settings.recipe):
+        log.info("recipe: %s; `check` suggests %s - %s", settings.recipe, result.recipe, result.reason)
     log.info("masks: %s", plan.label_map.describe())
     log.info(
         "cases: %d train, %d validate, %d set aside", len(split.train), len(split.validation), len(split.test)
