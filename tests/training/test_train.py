@@ -139,6 +139,8 @@ def test_volumes_all_folds(volumes, tmp_path):
     assert sorted(tested[0] + tested[1]) == [f"case{n:02}" for n in range(6)]
     plans = [(out / f"fold_{n}" / "plan.json").read_text() for n in range(2)]
     assert plans[0] == plans[1]
+    together = json.loads((out / "validation" / "evaluation.json").read_text())
+    assert (len(together["cases"]), len(together["folds"])) == (6, 2)
     found = predict_folder(out, volumes / "images", tmp_path / "averaged")
     assert len(found.written) == 6
     assert not found.failed

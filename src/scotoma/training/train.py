@@ -92,6 +92,8 @@ def train(
         return train_detector(data, settings, out, resume=resume, progress=progress)
     dataset = open_data(data, settings)
     if settings.split.fold == "all":
+        from scotoma.evaluation.folds import merge_folds
+
         label_map, result = _checked(dataset, settings, progress)
         if settings.split.file is not None:
             raise SettingsError("split.fold = all cuts its own folds, so it cannot go with split.file.")
@@ -103,12 +105,14 @@ def train(
         if plan_file is None and not run.plan.is_file():
             plan_for(dataset, settings, labelled, label_map, result).save(run.plan)
         plan_file = plan_file or run.plan
+        trained: list[RunFolder] = []
         for fold in range(min(settings.split.folds, patients)):
             one = settings.model_copy(deep=True)
             one.split.fold = fold
             if one.data.cache is None:
                 one.data.cache = str((out / "cache").resolve())
             part = RunFolder(out / f"fold_{fold}")
+            trained.append(part)
             if part.weights.is_file() and (part.validation / "evaluation.json").is_file():
                 continue
             log.info("fold %d", fold)
@@ -123,6 +127,8 @@ def train(
                 label_map,
                 result,
             )
+        if _first_process():
+            merge_folds([part.validation for part in trained], run.validation)
         return out
     finished = run.weights.is_file() and (run.validation / "evaluation.json").is_file()
     if resume and finished:
