@@ -138,6 +138,29 @@ def test_the_whole_way(run, volumes, tmp_path):
     assert page.stat().st_size > 10_000
 
 
+def test_masks_from_elsewhere_are_evaluated(volumes, tmp_path):
+    """The options that the complaints name."""
+    labels = sorted((volumes / "labels").iterdir())
+    for n, file in enumerate(labels[:4]):
+        image = nib.load(file)
+        for folder, foreground in (("truth", 1), ("given", 7)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            array = (np.asarray(image.dataobj) > 0).astype(np.uint8) * foreground
+            if foreground == 7:
+                array[0, 0, 0] = 9
+            nib.save(nib.Nifti1Image(array, image.affine), tmp_path / folder / f"p{n // 2}_{n}.nii.gz")
+    refused = scotoma("evaluate", tmp_path / "given", tmp_path / "truth", code=2).stderr
+    assert "0, 7, 9, which fit none of the classes" in refused
+    assert "--label-map" in refused
+    options = ("--label-map", "{0: 0, 7: 1, 9: ignore}", "--patient-pattern", "^(.*)_", "--tolerance", "2.5")
+    done = scotoma("evaluate", tmp_path / "given", tmp_path / "truth", *options, "--workers", "2")
+    found = json.loads((tmp_path / "given" / "evaluation.json").read_text())
+    assert [case["patient"] for case in found["cases"]] == ["p0", "p0", "p1", "p1"]
+    assert found["summary"]["object"]["dice"]["mean"] == 1
+    assert found["settings"]["surface_tolerance"] == 2.5
+    assert "interval over patients" in " ".join(done.stdout.split())
+
+
 def test_corrupt_then_check(volumes, tmp_path):
     done = scotoma("corrupt", volumes, "-o", tmp_path / "hidden", "--missing-lesions", "0.5", "--by", "size")
     assert "lesions" in done.stdout
@@ -178,7 +201,11 @@ def test_objects_stay_objects_when_half_of_them_are_hidden(tmp_path):
         (("train", "{data}", "-o", "{out}", "--set", "training.step=3"), "did you mean 'training.steps'"),
         (("predict", "{data}", "{data}", "-o", "{out}"), "no trained model"),
         (("evaluate", "{data}", "/nowhere"), "nowhere"),
+        (("evaluate", "{data}/labels", "{data}/labels", "--label-map", "{{0:0,1:1}}"), "--label-map"),
+        (("evaluate", "{data}/labels", "{data}/labels", "--patient-pattern", "("), "--patient-pattern"),
+        (("evaluate", "{data}/labels", "{data}/labels", "--tolerance", "-1"), "--tolerance"),
         (("report", "/nowhere"), "nowhere"),
+        (("report", "{data}"), "no run there"),
         (("corrupt", "{data}", "-o", "{out}"), "no fault was asked for"),
         (("corrupt", "{data}", "-o", "{out}", "--boundary", "2"), "2mm or 3px"),
     ],

@@ -271,19 +271,43 @@ def evaluate(
     labels: Annotated[
         str | None, typer.Option(help="Mask folder (or stem) inside a dataset given as TRUTH.")
     ] = None,
+    label_map: Annotated[
+        str | None,
+        typer.Option(
+            metavar="YAML",
+            help="Class of each value in the masks, of both sides: '{0: 0, 255: 1, 128: ignore}'.",
+        ),
+    ] = None,
+    patient_pattern: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX",
+            help="Its group is the patient in a case's name, as in '(.*)_'; default: as `predict` wrote it.",
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="Of the surface Dice: mm, or pixels where images have no spacing.")
+    ] = 1.0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the bootstrap intervals.")] = 0,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Compare predictions with truth: voxels, surfaces in mm, lesions, calibration; or anomaly maps."""
     from scotoma.evaluation.evaluate import evaluate as run_evaluate
+    from scotoma.evaluation.values import read_value_map
 
+    values = None if label_map is None else read_value_map(label_map)
     with saying(quiet or json) as say:
         evaluation = run_evaluate(
             predictions,
             truth,
+            label_map=values,
             out=out or predictions,
+            workers=workers,
             labels=labels,
+            tolerance=tolerance,
+            patient_pattern=patient_pattern,
             seed=seed,
             progress=lambda done, of: say.progress("evaluating", done, of),
         )

@@ -12,11 +12,11 @@ import pytest
 from scotoma.data.grid import Grid
 from scotoma.data.image import Image, write_mask, write_probabilities
 from scotoma.data.labels import IGNORE, LabelMap
-from scotoma.errors import InputError
+from scotoma.errors import InputError, ScotomaError, SettingsError
 from scotoma.evaluation.compare import compare
 from scotoma.evaluation.evaluate import Evaluation, evaluate
-from scotoma.evaluation.pairing import interpret
 from scotoma.evaluation.segmentation import METRICS, segmentation_metrics
+from scotoma.evaluation.values import interpret, read_value_map
 
 SHAPE, SPACING = (12, 14, 10), (1.0, 1.0, 2.0)
 GRID = Grid.of_spacing(SHAPE, SPACING)
@@ -228,6 +228,11 @@ def test_ignored_voxels(tmp_path: Path) -> None:
     second = evaluate(tmp_path / "pred", tmp_path / "truth", label_map).content["cases"][0]
     assert first == second
     assert first["ignored_voxels"] == truth[:4].size
+    prediction[:4] = 9
+    write(tmp_path / "pred" / "a.nii.gz", prediction)
+    write(tmp_path / "truth" / "a.nii.gz", blob(0))
+    third = evaluate(tmp_path / "pred", tmp_path / "truth", label_map).content["cases"][0]
+    assert third["classes"] == first["classes"], "ignored in the prediction alone"
     expected = segmentation_metrics(prediction, np.where(truth == 9, IGNORE, truth), SPACING)[1]["dice"]
     assert first["classes"]["lesion"]["dice"] == pytest.approx(expected)
 
@@ -304,5 +309,105 @@ def test_values_with_a_known_label_map() -> None:
     instances = LabelMap(classes=["background", "nucleus"], instances=True)
     values, _ = interpret(instances, None, {"a": range(40)}, {"a": [0, 1]})
     assert values.truth.instances
-    with pytest.raises(InputError, match="fit none"):
+    with pytest.raises(InputError, match=r"fit none.*--label-map"):
         interpret(LabelMap.plain(["background", "a", "b"]), None, {"a": [0, 1, 2]}, {"a": [0, 9]})
+    with pytest.raises(InputError, match=r"0, 7, 9, which fit none.*--label-map"):
+        interpret(None, None, {"a": [0, 1]}, {"a": [0, 7, 9]})
+    shifted = LabelMap(classes=["background", "a", "b"], values={0: 0, 2: 1, 3: 2})
+    values, notes = interpret(shifted, None, {"a": [0, 1, 2]}, {"a": [0, 2, 3]})
+    assert (values.truth, notes) == (shifted, []), "2 is class 1 there, so these are no class numbers"
+
+
+def test_a_label_map_for_masks_that_fit_none_of_the_classes(tmp_path: Path) -> None:
+    """Truth 0, 1, 2 and predictions 0, 5, 9; the first case is healthy and shows nothing."""
+    truth = {"a": np.zeros(SHAPE, np.uint8), "b": blob(1, 3), "c": blob(2, 3)}
+    for name, mask in truth.items():
+        write(tmp_path / "truth" / f"{name}.nii.gz", mask)
+        write(tmp_path / "pred" / f"{name}.nii.gz", np.array([0, 5, 9], np.uint8)[near(mask)])
+    folders = tmp_path / "pred", tmp_path / "truth"
+    with pytest.raises(InputError, match=r"0, 5, 9, which fit none of the classes .*; say .* --label-map"):
+        evaluate(*folders)
+    found = evaluate(*folders, label_map=read_value_map("{0: 0, 5: 1, 9: 2}")).content
+    assert found["classes"] == ["background", "class 1", "class 2"]
+    assert any("truth: its values, 0, 1, 2, are taken as class numbers" in note for note in found["notes"])
+    for c in (1, 2):
+        expected = segmentation_metrics(near(truth["b"]), truth["b"], SPACING, 3)[c]["dice"]
+        assert found["cases"][1]["classes"][f"class {c}"]["dice"] == pytest.approx(expected)
+    both = evaluate(*folders, label_map={0: 0, 1: 1, 2: 2, 5: 1, 9: 2}).content
+    assert both["summary"] == found["summary"]
+    write(tmp_path / "truth" / "c.nii.gz", truth["c"] * 3)
+    failed = evaluate(*folders, label_map={0: 0, 1: 1, 2: 2, 5: 1, 9: 2}).content["failed"]
+    assert failed["c"].endswith(
+        "c.nii.gz: unexpected label value 3, 6 (expected 0, 1, 2, 5, 9); list it in --label-map with the"
+        " others, as a class or as 'ignore'."
+    )
+
+
+def test_a_label_map_of_values_takes_the_names_that_are_known(folders: tuple[Path, Path]) -> None:
+    assert evaluate(*folders, label_map={0: 0, 1: 2, 2: 1}).content["classes"] == ["background", "a", "b"]
+    (folders[0] / "prediction.json").unlink()
+    named = {"labels": {"background": 0, "core": 1, "rim": 2}, "file_ending": ".nii.gz"}
+    data = folders[1].parent / "data"
+    data.mkdir()
+    (data / "dataset.json").write_text(json.dumps(named))
+    for name in ("imagesTr", "labelsTr"):
+        (data / name).mkdir()
+        for mask in folders[1].iterdir():
+            stem = mask.name.removesuffix(".nii.gz")
+            end = "_0000.nii.gz" if name == "imagesTr" else ".nii.gz"
+            (data / name / f"{stem}{end}").write_bytes(mask.read_bytes())
+    found = evaluate(folders[0], data, label_map={0: 0, 1: 1, 2: 1}).content
+    assert found["classes"] == ["background", "core"]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{0:0,5:1}", "not a map; write it as in"),
+        ("[0, 1]", "not a map"),
+        ("{0: 0, 5: lesion}", "not a map"),
+        ("{0: 0", "not a map"),
+        ("{0: 0, 5: 2}", "no value in the label map stands for: a; write it as in"),
+        ("{0: 0}", "needs 2 to 254 classes"),
+    ],
+)
+def test_a_label_map_that_is_none(folders: tuple[Path, Path], text: str, why: str) -> None:
+    with pytest.raises(SettingsError, match=f"^--label-map.*{why}"):
+        evaluate(*folders, label_map=read_value_map(text))
+
+
+def test_patients_of_masks_from_elsewhere(folders: tuple[Path, Path]) -> None:
+    """Two cases of each of two patients, named by a pattern; what is not known is not claimed."""
+    predictions, truth = folders
+    given = evaluate(predictions, truth)
+    assert "[95 % interval over cases]" in given.tables()[0][0]
+    assert not any("--patient-pattern" in note for note in given.content["notes"]), "as `predict` wrote them"
+    for folder in folders:
+        for n in range(4):
+            (folder / f"case_{n}.nii.gz").rename(folder / f"p{n // 2}_{n}.nii.gz")
+    (predictions / "prediction.json").unlink()
+    alone = evaluate(predictions, truth)
+    assert "[95 % interval over cases]" in alone.tables()[0][0]
+    assert any("--patient-pattern" in note for note in alone.content["notes"])
+    known = evaluate(predictions, truth, patient_pattern="^(.*)_")
+    assert [case["patient"] for case in known.content["cases"]] == ["p0", "p0", "p1", "p1"]
+    assert known.content["lesions"]["class 1"]["n_patients"] == 2
+    assert "[95 % interval over patients]" in known.tables()[0][0]
+    assert not any("--patient-pattern" in note for note in known.content["notes"])
+    for pattern, why in (
+        ("(", "not a regular"),
+        ("p.", "needs one group"),
+        ("(x)_", "no patient found in 'p0_0'"),
+    ):
+        with pytest.raises(ScotomaError, match=why):
+            evaluate(predictions, truth, patient_pattern=pattern)
+
+
+def test_tolerance_is_a_distance(folders: tuple[Path, Path]) -> None:
+    strict = evaluate(*folders, tolerance=0.5).content
+    assert strict["settings"]["surface_tolerance"] == 0.5
+    surface = [c["summary"]["a"]["surface_dice"]["mean"] for c in (strict, evaluate(*folders).content)]
+    assert surface[0] < surface[1]
+    for wrong in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(SettingsError, match="not a distance"):
+            evaluate(*folders, tolerance=wrong)

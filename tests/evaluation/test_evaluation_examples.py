@@ -17,10 +17,10 @@ MODULES = [
     "map_candidates",
     "map_tables",
     "matching",
-    "pairing",
     "policy",
     "segmentation",
     "statistics",
+    "values",
 ]
 
 

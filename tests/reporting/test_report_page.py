@@ -9,10 +9,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_samples import ODD_CASE
+from report_samples import ODD_CASE, write_run
 
+from scotoma.data.labels import LabelMap
 from scotoma.errors import InputError
+from scotoma.evaluation.folds import merge_folds
 from scotoma.reporting.report import build_report, compare_report
+from scotoma.reporting.wording import decimals
 
 VOID = {"meta", "img", "input", "br", "link", "hr"}
 DRAWN = {"path", "line", "polyline", "polygon", "circle", "rect"}
@@ -158,6 +161,7 @@ def test_several_classes_without_probabilities(class_run):
 
 def test_a_run_without_anything_says_what_is_missing(tmp_path):
     (tmp_path / "young").mkdir()
+    (tmp_path / "young/plan.json").write_text("{}")
     words = Page(build_report(tmp_path / "young").read_text("utf-8")).text
     for sentence in (
         "no evaluation in the run folder",
@@ -220,6 +224,44 @@ def test_further_evaluations_come_first_and_folds_are_named(run, picture_run, tm
     words = Page(build_report(tmp_path / "all").read_text("utf-8")).text
     assert "fold 0 validation" in words
     assert "fold 1" in words
+
+
+def test_a_folder_that_is_no_run_is_refused(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/image.png").write_bytes(b"")
+    with pytest.raises(InputError, match="no run there; name the folder given to `train -o`"):
+        build_report(tmp_path / "empty")
+    with pytest.raises(InputError, match=r"holds an evaluation, not a run.*--evaluation"):
+        build_report(run / "validation")
+    assert not list(tmp_path.rglob("*.html"))
+    assert not list((run / "validation").glob("*.html"))
+    build_report(tmp_path / "empty", evaluations=[run / "validation"])
+
+
+def test_all_folds_together_come_before_each(volumes, tmp_path):
+    label_map = LabelMap.plain(["background", "lesion"])
+    labels, images = volumes
+    names = sorted(images)
+    for n, part in enumerate((names[:3], names[3:])):
+        mine = {name: images[name] for name in part}
+        write_run(tmp_path / f"run/fold_{n}", labels, mine, label_map, seed=n)
+    (tmp_path / "run/config.yaml").write_text("recipe: baseline\n")
+    folders = [tmp_path / f"run/fold_{n}/validation" for n in range(2)]
+    merged = merge_folds(folders, tmp_path / "run/validation").content
+    # A run that has moved still shows its cases.
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    parsed = Page(build_report(tmp_path / "moved").read_text("utf-8"))
+    words = parsed.text
+    order = [
+        words.index(title) for title in ("Validation cases of all folds", "fold 0 validation", "fold 1 val")
+    ]
+    assert order == sorted(order)
+    chapter = words[words.index("Validation cases of all folds 6 cases") : words.rindex("fold 0 validation")]
+    spread = merged["over_folds"]["lesion"]["dice"]
+    assert f"Dice {decimals(spread['mean'])} {decimals(spread['std'])}" in chapter
+    assert "Standard deviation fold 0 3 cases fold 1 3 cases" in chapter
+    assert "segmented by the one of 2 models that was not trained on it" in chapter
+    assert "no longer where" not in words
 
 
 def test_a_run_whose_cases_all_failed_still_has_a_report(run, tmp_path):

@@ -140,6 +140,8 @@ def test_missed_and_healthy_cases_are_counted():
     e = evaluation(cases=[case(n, kind) for n, kind in enumerate(kinds)])
     assert said(e, "In 1 of 3 cases that have it, nothing at all was marked")
     assert said(e, "Of 3 cases without any lesion, 2 are left clear and 1 has a false alarm.")
+    assert said(e, "This rests on 6 cases"), "nobody says which patients they are of"
+    e = evaluation(cases=[case(n, kind) | {"patient": "p" + str(n)} for n, kind in enumerate(kinds)])
     assert said(e, "This rests on 6 patients")
 
 

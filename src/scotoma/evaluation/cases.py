@@ -16,9 +16,10 @@ from scotoma.errors import InputError
 from scotoma.evaluation.calibration import CalibrationCounter
 from scotoma.evaluation.lesions import LesionDetection, lesion_detection
 from scotoma.evaluation.matching import Component
-from scotoma.evaluation.pairing import Pair, Values
+from scotoma.evaluation.pairing import Pair
 from scotoma.evaluation.policy import Policy
 from scotoma.evaluation.segmentation import segmentation_metrics
+from scotoma.evaluation.values import Values, class_map
 
 ANY_FOREGROUND = "any foreground"
 LISTED_FALSE_POSITIVES = 1000
@@ -33,30 +34,16 @@ class Options:
     tolerance: float = 1.0
 
 
-@dataclass
-class CaseResult:
-    """A row of `evaluation.json`, and what the pooled figures need besides it.
-
-    Attributes:
-        row: as documented in `scotoma.evaluation.evaluate`.
-        unit: of the grid.
-        bins: (2, 3, BINS) calibration sums; None without probabilities.
-        squares: sum of the Brier terms.
-    """
-
-    row: dict[str, Any]
-    unit: str
-    bins: np.ndarray | None = None
-    squares: float = 0.0
-
-
 def mask_values(path: Path) -> list[int]:
     """The distinct values in a mask file."""
     return [int(v) for v in np.unique(read_mask(path).array)]
 
 
-def evaluate_case(pair: Pair, values: Values, options: Options) -> CaseResult:
+def evaluate_case(pair: Pair, values: Values, options: Options) -> dict[str, Any]:
     """Read a case and compute all its figures.
+
+    Returns:
+        Its row, as documented in `scotoma.evaluation.evaluate`.
 
     Raises:
         InputError: a file cannot be read, the grids differ, or a value is no class.
@@ -66,9 +53,13 @@ def evaluate_case(pair: Pair, values: Values, options: Options) -> CaseResult:
     difference = grid_difference(prediction_file.grid, grid, _GRID_TOLERANCE * min(grid.spacing))
     if difference:
         raise InputError(f"{pair.prediction}: not on the grid of its mask ({difference}); resample it.")
-    truth = keep_annotated(values.truth.apply(truth_file.array, pair.truth), pair.annotated)
-    prediction = values.prediction.apply(prediction_file.array, pair.prediction)
+    truth = keep_annotated(class_map(values.truth, truth_file.array, pair.truth), pair.annotated)
+    prediction = class_map(values.prediction, prediction_file.array, pair.prediction)
     del truth_file, prediction_file
+    # A value that stands for 'ignore' takes its voxel out on either side.
+    outside = prediction == IGNORE
+    truth[outside], prediction[outside] = IGNORE, 0
+    del outside
     classes = values.truth.classes
     spacing = grid.spacing if grid.unit == "mm" else None
     figures = segmentation_metrics(
@@ -83,13 +74,13 @@ def evaluate_case(pair: Pair, values: Values, options: Options) -> CaseResult:
         "probabilities": str(pair.probabilities.resolve()) if pair.probabilities else None,
         "shape": list(grid.shape),
         "spacing": list(grid.spacing),
+        "unit": grid.unit,
         "ignored_voxels": int((truth == IGNORE).sum()),
         "classes": {classes[c]: {k: _json(v) for k, v in f.items()} for c, f in figures.items()},
         "mean_dice": _json(_mean([f["dice"] for f in figures.values()])),
         "lesions": {},
         "calibration": None,
     }
-    out = CaseResult(row, grid.unit)
 
     names = dict(enumerate(classes[1:], start=1))
     if len(classes) > 2:
@@ -125,17 +116,17 @@ def evaluate_case(pair: Pair, values: Values, options: Options) -> CaseResult:
                 f"{pair.probabilities}: holds {n_maps} maps for {len(classes)} classes; predict again."
             )
         result = counter.result()
-        out.bins, out.squares = result.bins, result.squares
         row["calibration"] = {
             "ece": _json(result.ece),
             "ece_foreground": _json(result.ece_foreground),
             "brier": _json(result.brier),
             "n_voxels": result.n_voxels,
+            "bins": result.bins.tolist(),
         }
     row["lesions"] = {
         name: row["lesions"][name] for name in [*classes[1:], ANY_FOREGROUND] if name in row["lesions"]
     }
-    return out
+    return row
 
 
 def probability_maps(path: Path) -> Iterator[np.ndarray]:

@@ -1,8 +1,8 @@
 """Evaluation of a folder of predictions against a folder of masks.
 
 `evaluation.json`, strict JSON, null where a figure is undefined. Figures with an interval are objects
-`{"value": .8, "low": .7, "high": .9}` (95 % over patients; low and
-high null where there is none, as with one patient).
+`{"value": .8, "low": .7, "high": .9}` (95 % over patients, a case where it names no other being its own; low
+and high null where there is none, as with one patient).
 
     {
       "schema": 1, "kind": "masks",                       "anomaly": see `scotoma.evaluation.map_summary`
@@ -21,7 +21,8 @@ high null where there is none, as with one patient).
       "cases": [{
         "case": "a_001", "patient": "a",
         "images": ["/abs/..."], "prediction": "/abs/...", "truth": "/abs/...",   images may be []
-        "probabilities": "/abs/..." | null, "shape": [..], "spacing": [..], "ignored_voxels": 0,
+        "probabilities": "/abs/..." | null, "shape": [..], "spacing": [..], "unit": "mm" | "px",
+        "ignored_voxels": 0,
         "classes": {"lesion": {
           "situation": "present" | "miss" | "false_alarm" | "both_empty",
           "dice", "iou", "sensitivity", "precision", "hd95", "average_surface_distance", "surface_dice",
@@ -42,7 +43,9 @@ high null where there is none, as with one patient).
                           "lesions": [ids]}],             all true ones, false ones up to 1000 by confidence
           "sweep": {"detected": [..], "detected_iou": [..], "candidates": [..], "true_candidates": [..],
                     "true_candidates_iou": [..]} | null}},   one count per threshold of the settings
-        "calibration": {"ece", "brier", "ece_foreground", "n_voxels"} | null
+        "calibration": {"ece", "brier", "ece_foreground", "n_voxels",
+                        "bins": (2, 3, 15), all voxels and foreground; number, sum of confidence, correct}
+                       | null
       }],
       "summary": {"lesion": {"dice": {"mean", "low", "high", "median", "std", "min", "max",
                                       "n": cases where it is defined, "n_undefined", "n_missed"},
@@ -68,7 +71,8 @@ high null where there is none, as with one patient).
       "calibration": {"n_cases", "ece", "ece_foreground", "brier": interval objects,
                       "bins": [{"from", "to", "n", "confidence", "accuracy"}],
                       "bins_foreground": [the same]} | null,
-      "worst_to_best": ["<case>", ...]                    by mean_dice, undefined last
+      "worst_to_best": ["<case>", ...],                   by mean_dice, undefined last
+      "folds": ..., "over_folds": ...                     of folds together: `scotoma.evaluation.folds`
     }
 
 `cases.csv`: one row per case and class. `lesions.csv`: one row per lesion (`kind` = truth) and per
@@ -78,6 +82,7 @@ candidate that is no lesion (`kind` = false positive).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -86,34 +91,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from scotoma import __version__
 from scotoma.data.labels import LabelMap
-from scotoma.errors import InputError, ScotomaError
+from scotoma.errors import InputError, ScotomaError, SettingsError
 from scotoma.evaluation import map_tables, summary, tables
-from scotoma.evaluation.calibration import BINS
-from scotoma.evaluation.cases import ANY_FOREGROUND, CaseResult, Options, evaluate_case, mask_values
-from scotoma.evaluation.lesion_summary import pool_lesions
-from scotoma.evaluation.lesions import THRESHOLDS
+from scotoma.evaluation.cases import Options, evaluate_case, mask_values
 from scotoma.evaluation.map_evaluate import evaluate_maps
-from scotoma.evaluation.matching import MIN_IOU
-from scotoma.evaluation.pairing import Pair, Pairing, Values, interpret, pair_folders
+from scotoma.evaluation.pairing import Pair, Pairing, pair_folders
 from scotoma.evaluation.policy import Policy
 from scotoma.evaluation.processes import in_processes
-from scotoma.evaluation.statistics import CONFIDENCE, RESAMPLES, Bootstrap
+from scotoma.evaluation.values import ValueMap, Values, interpret, name_classes
 from scotoma.files import write_json, write_text
-
-DEFINITIONS = {
-    "hd95": "larger of the two directed 95 % quantiles of distances between boundary voxels",
-    "average_surface_distance": "mean over the boundary voxels of both masks",
-    "surface_dice": "share of both surfaces, by area, within the tolerance of the other",
-    "volume_error": "absolute difference; the relative one is (prediction - truth) / truth",
-    "miss": "Dice, sensitivity and precision 0, distances the diagonal of the image; in every mean",
-    "lesions": "components (26 or 8 neighbours), matched by one shared voxel; second criterion: IoU",
-    "average_precision": "precision times sensitivity gained, over the thresholds from the highest down",
-    "intervals": "percentile bootstrap over patients",
-}
 
 
 @dataclass(frozen=True)
@@ -163,13 +151,14 @@ class Evaluation:
 def evaluate(
     predictions: Path,
     truth: Path,
-    label_map: LabelMap | None = None,
+    label_map: LabelMap | ValueMap | None = None,
     out: Path | None = None,
     workers: int = 1,
     seed: int = 0,
     labels: str | None = None,
     policy: Policy | str = Policy.UNDEFINED,
     tolerance: float = 1.0,
+    patient_pattern: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Evaluate a folder of predictions, case by case and together.
@@ -181,40 +170,37 @@ def evaluate(
     Args:
         predictions: folder written by `predict`, or any folder of masks named like the truth.
         truth: folder of masks, or a dataset.
-        label_map: what the values in the masks mean; by default what `predict` wrote, else taken from
-            `dataset.json` or guessed from the values and said in the notes.
+        label_map: what the values in the masks of both sides mean, also as value -> class alone; by default
+            what `predict` wrote, else taken from `dataset.json` or guessed from the values; the notes say so.
         out: folder for `evaluation.json`, `cases.csv` and `lesions.csv`; nothing is written when None.
         workers: processes; 1 works in this one.
         seed: of the bootstrap.
         labels: mask folder, or stem of the mask, inside a dataset given as truth.
         policy: what an empty prediction of an empty truth is worth, see `scotoma.evaluation.policy`.
-        tolerance: of the surface Dice in mm.
+        tolerance: of the surface Dice, in mm (or pixels, where images have no spacing).
+        patient_pattern: regular expression whose group is the patient in a case id; by default as `predict`
+            wrote it, else every case is its own patient.
         progress: called with the number of cases done and of all.
 
     Raises:
         InputError: a folder is missing, nothing can be paired, or predictions hold values that fit no class.
+        SettingsError: a tolerance, label map or pattern that is none.
     """
     predictions, truth = Path(predictions), Path(truth)
+    if not 0 <= tolerance < math.inf:
+        raise SettingsError(f"--tolerance {tolerance:g}: not a distance; give mm (or pixels), such as 1.")
     options = Options(Policy(policy), float(tolerance))
-    found = pair_folders(predictions, truth, labels)
+    found = pair_folders(predictions, truth, labels, patient_pattern)
+    if label_map is not None and not isinstance(label_map, LabelMap):
+        label_map = name_classes(label_map, found.label_map, found.label_names)
     if found.anomaly is not None:
         # Beside the result there is room; the system's temporary folder may be in memory.
         content = evaluate_maps(found, label_map, workers, seed, progress, None if out is None else Path(out))
     else:
         content = _evaluate_masks(found, label_map, options, workers, seed, progress)
     rows, failed = content["cases"], found.failed | content["failed"]
-    about = {
-        "schema": 1,
-        "kind": "masks" if found.anomaly is None else "anomaly",
-        "scotoma": __version__,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {name: version(name) for name in ("numpy", "scipy", "connected-components-3d")},
-        "predictions": str(predictions.resolve()),
-        "truth": str(truth.resolve()),
-        "recipe": found.recipe,
-        "run": found.run,
-    }
-    content = about | content
+    about = provenance("masks" if found.anomaly is None else "anomaly", predictions, truth)
+    content = {**about, "recipe": found.recipe, "run": found.run, **content}
     content |= {
         "notes": [*found.notes, *content["notes"]],
         "counts": {
@@ -236,6 +222,19 @@ def evaluate(
     return evaluation
 
 
+def provenance(kind: str, predictions: Path, truth: Path) -> dict[str, Any]:
+    """What every `evaluation.json` begins with."""
+    return {
+        "schema": 1,
+        "kind": kind,
+        "scotoma": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {name: version(name) for name in ("numpy", "scipy", "connected-components-3d")},
+        "predictions": str(predictions.resolve()),
+        "truth": str(truth.resolve()),
+    }
+
+
 def _evaluate_masks(
     found: Pairing,
     label_map: LabelMap | None,
@@ -246,17 +245,17 @@ def _evaluate_masks(
 ) -> dict[str, Any]:
     values, notes = _decide(found.pairs, label_map or found.label_map, found.label_names, workers)
     failed: dict[str, str] = {}
-    results: dict[str, CaseResult] = {}
+    rows: dict[str, dict[str, Any]] = {}
     run = partial(_one_case, values=values, options=options)
     for done, (pair, result) in enumerate(in_processes(run, found.pairs, workers), start=1):
-        if isinstance(result, CaseResult):
-            results[pair.case] = result
-        else:
+        if isinstance(result, str):
             failed[pair.case] = result
+        else:
+            rows[pair.case] = result
         if progress:
             progress(done, len(found.pairs))
-    ordered = [results[pair.case] for pair in found.pairs if pair.case in results]
-    content = _content(ordered, values.truth.classes, options, seed)
+    ordered = [rows[pair.case] for pair in found.pairs if pair.case in rows]
+    content = summary.summarise(ordered, values.truth.classes, options, seed)
     return content | {"failed": failed, "notes": [*notes, *content["notes"]]}
 
 
@@ -277,9 +276,11 @@ def _decide(
 
 
 def _as_expected(pair: Pair, label_map: LabelMap) -> bool:
+    """Whether a case shows that both sides hold the map's values; one without foreground shows nothing."""
     found = _values(pair)
     return label_map.instances or (
-        not isinstance(found, str) and {*found[0], *found[1]} <= set(label_map.values)
+        not isinstance(found, str)
+        and all(set(side) - {0} and set(side) <= set(label_map.values) for side in found)
     )
 
 
@@ -290,7 +291,7 @@ def _values(pair: Pair) -> tuple[list[int], list[int]] | str:
         return str(error)
 
 
-def _one_case(pair: Pair, values: Values, options: Options) -> CaseResult | str:
+def _one_case(pair: Pair, values: Values, options: Options) -> dict[str, Any] | str:
     try:
         return evaluate_case(pair, values, options)
     except ScotomaError as error:
@@ -299,61 +300,3 @@ def _one_case(pair: Pair, values: Values, options: Options) -> CaseResult | str:
         return f"{pair.prediction}: there is not enough memory to evaluate it; use fewer workers."
     except Exception as error:
         return f"{pair.prediction}: could not be evaluated ({type(error).__name__}: {error})."
-
-
-def _content(results: list[CaseResult], classes: list[str], options: Options, seed: int) -> dict[str, Any]:
-    """Everything that follows from the cases alone."""
-    rows = [r.row for r in results]
-    foreground = classes[1:]
-    bootstrap = Bootstrap([row["patient"] for row in rows], seed)
-    unit = results[0].unit if results else "mm"
-    notes = []
-    if len({r.unit for r in results}) > 1:
-        notes.append("some cases have a spacing in mm and others in pixels; means of distances mix both")
-    with_maps = [r for r in results if r.bins is not None]
-    if rows and not with_maps:
-        notes.append(
-            "no probabilities beside the predictions: no average precision, FROC or calibration "
-            "(predict with --probabilities)"
-        )
-    elif len(with_maps) < len(rows):
-        notes.append(
-            f"probabilities for {len(with_maps)} of {len(rows)} cases only: no average precision or FROC; "
-            "calibration of those cases"
-        )
-    names = [*foreground, ANY_FOREGROUND] if len(foreground) > 1 else foreground
-    three_d = bool(rows) and len(rows[0]["shape"]) == 3
-    calibration = None
-    if with_maps:
-        calibration = summary.pool_calibration(
-            np.stack([r.bins for r in with_maps if r.bins is not None]),
-            np.array([r.squares for r in with_maps]),
-            Bootstrap([r.row["patient"] for r in with_maps], seed),
-        )
-    return {
-        "unit": unit,
-        "volume_unit": "px" if unit == "px" else "ml" if three_d else "mm^2",
-        "classes": classes,
-        "settings": {
-            "seed": seed,
-            "surface_tolerance": options.tolerance,
-            "both_empty": str(options.policy),
-            "bootstrap": RESAMPLES,
-            "confidence": CONFIDENCE,
-            "connectivity": "full",
-            "thresholds": list(THRESHOLDS),
-            "min_iou": MIN_IOU,
-            "calibration_bins": BINS,
-            "definitions": DEFINITIONS,
-        },
-        "notes": notes,
-        "cases": rows,
-        "summary": summary.summarise(rows, foreground, bootstrap) if rows else {},
-        "pooled": summary.pool_voxels(rows, foreground, bootstrap) if rows else {},
-        "lesions": {name: pool_lesions(rows, name, unit, bootstrap) for name in names} if rows else {},
-        "calibration": calibration,
-        "worst_to_best": [
-            row["case"]
-            for row in sorted(rows, key=lambda r: (r["mean_dice"] is None, r["mean_dice"] or 0.0, r["case"]))
-        ],
-    }

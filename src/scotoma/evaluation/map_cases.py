@@ -25,6 +25,7 @@ from scotoma.evaluation.map_candidates import (
 from scotoma.evaluation.map_figures import JudgedVoxels, exact_counts, figures_of
 from scotoma.evaluation.matching import components
 from scotoma.evaluation.pairing import Pair
+from scotoma.evaluation.values import class_map
 
 LISTED_CANDIDATES = 50
 EXCLUDED = 2
@@ -144,7 +145,7 @@ def evaluate_maps_of(pair: Pair, options: MapOptions) -> dict[str, Any]:
     assert pair.region is not None
     truth_file = read_mask(pair.truth)
     grid = truth_file.grid
-    truth = keep_annotated(options.label_map.apply(truth_file.array, pair.truth), pair.annotated)
+    truth = keep_annotated(class_map(options.label_map, truth_file.array, pair.truth), pair.annotated)
     region = read_region(pair.region, grid)
     counts = (region > 0) & (truth != IGNORE)
     marked = (truth > 0) & (truth != IGNORE)

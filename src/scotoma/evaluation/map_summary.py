@@ -96,7 +96,7 @@ DEFINITIONS = {
     "in means over cases",
     "top": "a lesion is found when one of the first n candidates of its case shares a voxel with it",
     "evidence": "what candidates are ranked by: sum of score minus threshold over the square root of voxels",
-    "intervals": "percentile bootstrap over patients",
+    "intervals": "percentile bootstrap over patients; a case is its own patient where no other is named",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from scotoma.evaluation.map_summary import BY_LOAD_TOP, FIGURES
+from scotoma.evaluation.statistics import drawn
 from scotoma.evaluation.tables import Table, csv_text, number
 
 _AREAS = {"auroc": "AUROC", "auroc30": "AUROC30", "aupro": "AUPRO", "aupro30": "AUPRO30", "auprc": "AUPRC"}
@@ -33,7 +34,8 @@ def printed_maps(content: dict[str, Any]) -> list[Table]:
         return [_without_lesions(content, title)]
     pooled, summary = content["pooled"], content["summary"]
     prevalence = pooled[methods[0]]["prevalence"]["value"]
-    title += f"; all voxels pooled, {number(prevalence, 4)} of them lesion [95 % interval over patients]"
+    title += f"; all voxels pooled, {number(prevalence, 4)} of them lesion"
+    title += f" [95 % interval over {drawn(content['cases'])}]"
     tables = [
         (
             title,

@@ -1,17 +1,18 @@
-"""Which prediction belongs to which mask, and what the values in both mean."""
+"""Which prediction belongs to which mask."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from scotoma.data.dataset import open_dataset
 from scotoma.data.image import is_image_file, stem
-from scotoma.data.labels import LabelMap, propose_label_map
-from scotoma.errors import InputError
+from scotoma.data.labels import LabelMap
+from scotoma.errors import InputError, SettingsError
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,9 @@ class _Prediction:
     region: Path | None = None
 
 
-def pair_folders(predictions: Path, truth: Path, labels: str | None = None) -> Pairing:
+def pair_folders(
+    predictions: Path, truth: Path, labels: str | None = None, patient_pattern: str | None = None
+) -> Pairing:
     """Find the cases to evaluate.
 
     With `prediction.json` beside the predictions, the cases it lists are expected, the failed ones too.
@@ -91,9 +94,12 @@ def pair_folders(predictions: Path, truth: Path, labels: str | None = None) -> P
         predictions: folder of `predict`, or any folder of masks.
         truth: folder of masks, or a dataset in a layout that `open_dataset` reads.
         labels: mask folder, or stem of the mask, inside a dataset.
+        patient_pattern: regular expression whose group is the patient in a case id; without it the patients
+            are those of `prediction.json`, or every case is its own.
 
     Raises:
-        InputError: a folder is missing or holds no masks, or no names agree.
+        InputError: a folder is missing or holds no masks, no names agree, or a case names no patient.
+        SettingsError: the pattern is none, or has not one group.
     """
     predictions, truth = Path(predictions), Path(truth)
     for folder in (predictions, truth):
@@ -132,6 +138,13 @@ def pair_folders(predictions: Path, truth: Path, labels: str | None = None) -> P
         raise InputError(
             f"{truth}: no mask there has the name of a prediction in {predictions}; files are paired by name."
         )
+    if patient_pattern is not None:
+        out.pairs = _of_patients(out.pairs, patient_pattern)
+    elif listed is None and len(out.pairs) > 1:
+        out.notes.append(
+            "every case counts as a patient of its own; where a patient has several, name it with "
+            "--patient-pattern, or intervals come out too short"
+        )
     if listed is not None:
         out.not_predicted = sorted(set(masks) - expected)
     if out.no_truth:
@@ -140,6 +153,28 @@ def pair_folders(predictions: Path, truth: Path, labels: str | None = None) -> P
             + _some(out.no_truth)
         )
     return out
+
+
+def _of_patients(pairs: list[Pair], pattern: str) -> list[Pair]:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise SettingsError(f"--patient-pattern '{pattern}': not a regular expression ({error}).") from None
+    if compiled.groups != 1:
+        raise SettingsError(
+            f"--patient-pattern '{pattern}': needs one group that holds the patient, as in '(.*)_'."
+        )
+
+    def patient(pair: Pair) -> str:
+        match = compiled.search(pair.case)
+        if match is None or not match.group(1):
+            raise InputError(
+                f"{pair.prediction}: no patient found in '{pair.case}' by '{pattern}'; correct"
+                " --patient-pattern."
+            )
+        return match.group(1)
+
+    return [replace(pair, patient=patient(pair)) for pair in pairs]
 
 
 def _find_truth(folder: Path, labels: str | None, out: Pairing) -> dict[str, _Truth]:
@@ -240,89 +275,6 @@ def _find_predictions(folder: Path, out: Pairing) -> tuple[dict[str, _Prediction
 def method_name(listing: Mapping[str, Any]) -> str:
     """What the detector that wrote a `prediction.json` of anomaly maps is called beside its baselines."""
     return str(listing.get("recipe") or "no-labels")
-
-
-@dataclass(frozen=True)
-class Values:
-    """What the values in the files of both sides mean."""
-
-    truth: LabelMap
-    prediction: LabelMap
-
-
-def interpret(
-    label_map: LabelMap | None,
-    label_names: Mapping[int, str] | None,
-    truth: Mapping[str, Collection[int]],
-    prediction: Mapping[str, Collection[int]],
-) -> tuple[Values, list[str]]:
-    """Decide which value is which class on both sides.
-
-    Args:
-        label_map: of the truth, where it is known.
-        label_names: value -> name, where the dataset says it.
-        truth: case -> distinct values in its mask.
-        prediction: case -> distinct values in its prediction.
-
-    Returns:
-        The two maps, which have the same classes, and sentences about what was not obvious.
-
-    Raises:
-        InputError: predictions with values that fit no reading.
-
-    Example:
-        >>> values, notes = interpret(None, None, {"a": [0, 255]}, {"a": [0, 1]})
-        >>> values.truth.values, values.prediction.values
-        ({0: 0, 255: 1}, {0: 0, 1: 1})
-    """
-    in_truth = sorted({int(v) for values in truth.values() for v in values})
-    predicted = sorted({int(v) for values in prediction.values() for v in values})
-    notes: list[str] = []
-    if label_map is None:
-        label_map, notes = propose_label_map(truth, label_names)
-        if len(label_map.classes) == 2 and len(set(predicted) - {0}) > 1 and not label_names:
-            both = {case: {*values, *prediction.get(case, ())} for case, values in truth.items()}
-            label_map, notes = propose_label_map(both)
-        notes = [f"truth: {note}" for note in notes]
-    elif not label_map.instances and not set(in_truth) <= set(label_map.values):
-        objects = set(in_truth) - {0}
-        if len(label_map.classes) == 2 and len(objects) == 1:
-            label_map_of_truth = _binary(label_map.classes, objects.pop())
-            notes.append(
-                f"truth: holds {_shown(in_truth)}; {in_truth[-1]} is taken as {label_map.classes[1]}"
-            )
-            fitting, more = _for_predictions(label_map, predicted)
-            return Values(label_map_of_truth, fitting), notes + more
-    fitting, more = _for_predictions(label_map, predicted)
-    return Values(label_map, fitting), notes + more
-
-
-def _for_predictions(label_map: LabelMap, predicted: list[int]) -> tuple[LabelMap, list[str]]:
-    if label_map.instances or set(predicted) <= set(label_map.values):
-        return label_map, []
-    classes = label_map.classes
-    if all(0 <= v < len(classes) for v in predicted):
-        return LabelMap.plain(classes), [
-            f"predictions hold {_shown(predicted)}, the truth {_shown(sorted(label_map.values))}; "
-            "the predictions' values are taken as class numbers"
-        ]
-    objects = [v for v in predicted if v != 0]
-    if len(classes) == 2 and len(objects) == 1:
-        return _binary(classes, objects[0]), [
-            f"predictions hold {_shown(predicted)}; {objects[0]} is taken as {classes[1]}"
-        ]
-    raise InputError(
-        f"predictions hold the values {_shown(predicted)}, which fit none of the classes "
-        f"{', '.join(classes)}; give a label map."
-    )
-
-
-def _binary(classes: list[str], value: int) -> LabelMap:
-    return LabelMap(classes=classes, values={0: 0, value: 1})
-
-
-def _shown(values: list[int]) -> str:
-    return _some([str(v) for v in values])
 
 
 def _some(names: list[str]) -> str:

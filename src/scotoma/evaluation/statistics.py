@@ -10,8 +10,9 @@ over patients, so a matrix product gives the sums of all resamples at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -104,6 +105,15 @@ class Bootstrap:
         tail = (1 - CONFIDENCE) / 2
         low, high = np.quantile(known, [tail, 1 - tail])
         return Interval(value, float(low), float(high))
+
+
+def drawn(cases: Sequence[Mapping[str, Any]]) -> str:
+    """What the intervals of an evaluation are over: "patients", or "cases" where none names another patient.
+
+    Args:
+        cases: rows of the cases.
+    """
+    return "patients" if any(row["patient"] != row["case"] for row in cases) else "cases"
 
 
 def numbers(values: Sequence[float | None]) -> np.ndarray:

@@ -7,6 +7,7 @@ import io
 from typing import Any
 
 from scotoma.evaluation.segmentation import METRICS
+from scotoma.evaluation.statistics import drawn
 from scotoma.evaluation.summary import ALL_CLASSES
 
 Table = tuple[str, list[str], list[list[str]]]
@@ -43,7 +44,7 @@ def printed(content: dict[str, Any]) -> list[Table]:
     title = f"Segmentation: {counts['evaluated']} of {counts['expected']} cases"
     if counts["failed"]:
         title += f", {counts['failed']} failed"
-    title += "; mean over cases [95 % interval over patients]"
+    title += f"; mean over cases [95 % interval over {drawn(content['cases'])}]"
     if not content["cases"]:
         return [(title, ["class"], [])]
     names = content["classes"][1:]
@@ -92,7 +93,40 @@ def printed(content: dict[str, Any]) -> list[Table]:
         row = [interval(calibration[k]) for k in ("ece", "ece_foreground", "brier")]
         header = ["cases", "ECE", "ECE in foreground", "Brier"]
         tables.append(("Calibration", header, [[str(calibration["n_cases"]), *row]]))
+    if content.get("folds"):
+        tables.append(_over_folds(content))
     return tables
+
+
+FOLD_FIGURES = {
+    "dice": "Dice",
+    "surface_dice": "surface Dice",
+    "hd95": "HD95",
+    "sensitivity": "lesions found",
+    "precision": "lesion precision",
+    "false_positives_per_case": "false pos. / case",
+    "average_precision": "AP",
+}
+"""Figures of a fold, as `scotoma.evaluation.folds` keeps them, and their names in print."""
+
+
+def _over_folds(content: dict[str, Any]) -> Table:
+    header = ["class", *FOLD_FIGURES.values()]
+    rows = [
+        [name, *(_spread(figures[k]) for k in FOLD_FIGURES)]
+        for name, figures in content["over_folds"].items()
+    ]
+    return (
+        f"Over {len(content['folds'])} folds: mean ± standard deviation of the folds' figures",
+        header,
+        rows,
+    )
+
+
+def _spread(figure: dict[str, Any] | None) -> str:
+    if figure is None or figure["mean"] is None:
+        return "-"
+    return number(figure["mean"]) + (f" ± {number(figure['std'])}" if figure["std"] is not None else "")
 
 
 _CASE_COUNTS = ("true_positives", "false_positives", "false_negatives")

@@ -214,7 +214,7 @@ def _certainty(d: Difference) -> str:
         return "; the interval of the difference leaves out zero."
     if d.difference["low"] is None:
         return "."
-    return "; on these patients the difference may be chance."
+    return "; on so many cases the difference may be chance."
 
 
 def overlays(evaluations: dict[str, Evaluation]) -> Section:

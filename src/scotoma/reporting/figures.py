@@ -98,7 +98,7 @@ def froc(groups: dict[str, dict[str, Any]]) -> Figure | None:
         "Sensitivity against false alarms (FROC)",
         chart.svg(),
         "Each point of a curve is a threshold on the probability; up and to the left is better. The mark is"
-        " the threshold 0.5; the band is the 95 % interval over patients.",
+        " the threshold 0.5; the band is the 95 % interval.",
         legend(list(groups)),
         (*(("Series",) if len(groups) > 1 else ()), "Threshold", "Lesions found", "False alarms per case"),
         tuple(rows),
@@ -188,8 +188,7 @@ def size_sensitivity(groups: dict[str, dict[str, Any]], unit: str) -> Figure | N
     return Figure(
         "Lesions found, by size",
         chart.svg(),
-        "Diameter of the ball (in pictures: disc) of the lesion's volume. Whiskers: 95 % interval over"
-        " patients.",
+        "Diameter of the ball (in pictures: disc) of the lesion's volume. Whiskers: 95 % interval.",
         legend(list(groups)),
         (*(() if one else ("Series",)), "Diameter", "Found", "Share"),
         tuple(rows),

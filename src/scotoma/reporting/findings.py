@@ -178,7 +178,7 @@ def _few_patients(evaluation: Evaluation) -> Iterator[Finding]:
     if n < FEW_PATIENTS:
         yield Finding(
             "neutral",
-            f"This rests on {count(n, 'patient')}; with fewer than {FEW_PATIENTS}, intervals are"
+            f"This rests on {count(n, evaluation.drawn[:-1])}; with fewer than {FEW_PATIENTS}, intervals are"
             " rough and somewhat too short.",
         )
 
@@ -206,6 +206,11 @@ def cautions(evaluation: Evaluation) -> list[str]:
             if evaluation.run and (evaluation.run.settings.get("training") or {}).get("select") == "best"
             else "These are the validation cases of the training data."
         )
+        if evaluation.folds:
+            out.append(
+                f"Every case was segmented by the one of {len(evaluation.folds)} models that was not trained"
+                " on it; the average of the models, which `predict` uses, is not judged here."
+            )
         if evaluation.run and doubts_missing(evaluation.run):
             out.append(
                 "Their labels are doubted like those of the training cases: a lesion the annotator missed"

@@ -115,8 +115,8 @@ def top_candidates(lesions: dict[str, dict[str, Any] | None]) -> Figure | None:
     return Figure(
         "Lesions found among the first candidates",
         chart.svg(),
-        "Candidates are looked at by rank; one that touches a lesion finds it. The band is the 95 % interval"
-        " over patients.",
+        "Candidates are looked at by rank; one that touches a lesion finds it. The band is the 95 %"
+        " interval.",
         _legend(groups),
         ("Method", "First", "Lesions found", "True candidates", "False per case"),
         tuple(rows),
@@ -159,7 +159,7 @@ def candidate_froc(lesions: dict[str, dict[str, Any] | None]) -> Figure | None:
         "Lesions found against false candidates (FROC)",
         chart.svg(),
         "Each point is a limit on the evidence of a candidate; up and to the left is better. The mark is the"
-        " whole list. The band is the 95 % interval over patients.",
+        " whole list. The band is the 95 % interval.",
         _legend(groups),
     )
 

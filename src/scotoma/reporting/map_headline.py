@@ -133,12 +133,12 @@ def _findings(maps: MapFolder) -> Iterator[Finding]:
             f" best threshold, which nobody knows beforehand, {decimals(pooled['best_dice']['value'])}.",
         )
     yield from _against_controls(maps)
-    n = len({c.patient for c in maps.cases})
+    n, known = len({c.patient for c in maps.cases}), any(c.patient != c.case for c in maps.cases)
     if n < FEW_PATIENTS:
         yield Finding(
             "neutral",
-            f"This rests on {count(n, 'patient')}; with fewer than {FEW_PATIENTS}, intervals are"
-            " rough and somewhat too short.",
+            f"This rests on {count(n, 'patient' if known else 'case')}; with fewer than {FEW_PATIENTS},"
+            " intervals are rough and somewhat too short.",
         )
 
 

@@ -42,9 +42,12 @@ def build_report(
         The file.
 
     Raises:
-        InputError: no run folder, a file that cannot be read, or runs that cannot be compared.
+        InputError: neither a run nor an evaluation, a file that cannot be read, or runs that cannot be
+            compared.
     """
     this = Run(run)
+    if not evaluations:
+        this.refuse_if_empty()
     found = _evaluations(this, evaluations or ())
     comparison = _compared(this, found, compare or ())
     warnings = [hide_paths(text) for part in this.folds for text in run_warnings(part)]

@@ -11,6 +11,7 @@ from typing import Any
 
 from scotoma.reporting import figures
 from scotoma.reporting.charts import SERIES
+from scotoma.reporting.folds import fold_table
 from scotoma.reporting.galleries import case_pictures, false_alarms, missed_lesions
 from scotoma.reporting.headline import class_table, headline
 from scotoma.reporting.parts import Chapter, Section
@@ -19,6 +20,7 @@ from scotoma.reporting.viewer import Viewer
 from scotoma.reporting.wording import UNDEFINED, decimals, fine_percent, significant, unit_name
 
 _TITLES = {"validation": "Validation cases", "test": "Test cases"}
+_ALL_FOLDS = "Validation cases of all folds"
 
 
 def curves(chapter: Chapter) -> Section:
@@ -102,6 +104,7 @@ def _whole(value: int | None) -> str:
 SECTIONS: tuple[Callable[[Chapter], Section], ...] = (
     headline,
     class_table,
+    fold_table,
     curves,
     case_pictures,
     missed_lesions,
@@ -116,7 +119,9 @@ def build_chapter(evaluation: Evaluation) -> dict[str, Any]:
     chapter = Chapter(evaluation, Viewer(evaluation))
     return {
         "anchor": chapter.anchor,
-        "title": _TITLES.get(evaluation.name, f"Cases of “{evaluation.name}”"),
+        "title": _ALL_FOLDS
+        if evaluation.folds
+        else _TITLES.get(evaluation.name, f"Cases of “{evaluation.name}”"),
         "n_cases": len(evaluation.cases),
         "n_patients": len({c["patient"] for c in evaluation.cases}),
         "sections": [make(chapter) for make in SECTIONS],

@@ -19,8 +19,14 @@ import yaml
 
 from scotoma.data.labels import LabelMap
 from scotoma.errors import InputError
+from scotoma.evaluation.statistics import drawn
 
 SCHEMA = 1
+RUN_FILES = (
+    "config.yaml", "plan.json", "preparation.json", "splits.json", "fingerprint.json", "environment.json",
+    "metrics.csv", "alarms.json", "model.safetensors",
+)  # fmt: skip
+"""Any of these makes a folder a run, however young."""
 ALL_CLASSES = "all classes"
 ANY_FOREGROUND = "any foreground"
 
@@ -110,8 +116,26 @@ class Run:
         parts = [p for p in sorted(self.folder.glob("fold_*")) if (p / "config.yaml").is_file()]
         return [Run(p) for p in parts] or [self]
 
+    def refuse_if_empty(self) -> None:
+        """A folder that holds neither a file of a run nor an evaluation is some other folder.
+
+        Raises:
+            InputError: it is one.
+        """
+        if any((self.folder / name).is_file() for name in RUN_FILES) or self.folds != [self]:
+            return
+        if (self.folder / "evaluation.json").is_file():
+            raise InputError(
+                f"{self.folder}: holds an evaluation, not a run; name the folder given to `train -o`, and"
+                " this one with --evaluation."
+            )
+        if not self.evaluation_folders():
+            raise InputError(f"{self.folder}: no run there; name the folder given to `train -o`.")
+
     def evaluation_folders(self) -> list[Path]:
         """Folders with an evaluation inside this run: test sets first, the validation cases last.
+
+        Those of all folds together come before those of each fold.
 
         Of a run without labels also predictions that were not evaluated, as those of its normal cases.
         """
@@ -120,8 +144,10 @@ class Run:
         )
         if self.is_anomaly:
             found += self.folder.glob("*/prediction.json")
-        folders = sorted({path.parent for path in found}, key=lambda p: (p.name == "validation", str(p)))
-        return folders
+        return sorted(
+            {path.parent for path in found},
+            key=lambda p: (p.name == "validation", p.parent != self.folder, str(p)),
+        )
 
 
 def read_json(path: Path, kind: type) -> Any:
@@ -183,6 +209,16 @@ class Evaluation:
         return self.content.get("unit", "px")
 
     @property
+    def folds(self) -> list[dict[str, Any]]:
+        """What each fold reached, where the evaluation is that of all folds together; else empty."""
+        return self.content.get("folds") or []
+
+    @property
+    def drawn(self) -> str:
+        """What its intervals are over: "patients", or "cases" where none names another patient."""
+        return drawn(self.cases)
+
+    @property
     def is_validation(self) -> bool:
         """Made by `train` itself, on the cases that chose the weights."""
         return self.folder.resolve().name == "validation"
@@ -210,7 +246,8 @@ class Evaluation:
             inside = here.relative_to(self.content.get("predictions") or "/nowhere")
         except ValueError:
             return None
-        moved = self.folder / inside
+        # Those of all folds together lie beside the folds.
+        moved = (self.folder.parent if self.folds else self.folder) / inside
         return moved if moved.is_file() else None
 
     def hide_paths(self, text: str) -> str:
