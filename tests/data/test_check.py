@@ -8,6 +8,7 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from PIL import Image as Pillow
 
 from scotoma.data.check import check
@@ -179,9 +180,50 @@ def test_a_missing_channel_is_named(tmp_path):
     info = json.loads((tmp_path / "dataset.json").read_text()) | {"channel_names": {"0": "T1", "1": "T2"}}
     (tmp_path / "dataset.json").write_text(json.dumps(info))
     assert check(open_dataset(tmp_path)).faults == []
-    (tmp_path / "imagesTr" / "c3_0001.nii.gz").unlink()
-    (fault,) = check(open_dataset(tmp_path)).faults
-    assert (fault.kind, fault.case) == ("channels", "c3")
+    for channel in (0, 1):
+        path = tmp_path / "imagesTr" / f"c3_{channel:04d}.nii.gz"
+        content = path.read_bytes()
+        path.unlink()
+        (fault,) = check(open_dataset(tmp_path)).faults
+        assert (fault.kind, fault.case, fault.file) == ("missing-image", "c3", path)
+        assert fault.message == (
+            f"{path}: channel {channel} of case c3 is missing; add the file or remove the case."
+        )
+        path.write_bytes(content)
+
+
+def test_annotated_names_cases_and_classes_that_are_there(tmp_path):
+    found = open_dataset(dataset(tmp_path))
+    assert check(found, annotated={"c1": [1], "t6": [1]}).faults == []
+    (fault,) = check(found, annotated={"c11": [1]}).errors
+    assert fault.message.startswith(f"{tmp_path}: data.annotated names 'c11', which is no case")
+    assert fault.message.endswith("did you mean 'c1'?")
+    (fault,) = check(found, annotated={"patient": [1]}).errors
+    assert fault.message.endswith("a case of it is 'c0'.")
+    for wrong in (0, 2):
+        (fault,) = check(found, annotated={"c1": [1, wrong]}).errors
+        assert f"names class {wrong} for case 'c1'" in fault.message
+        assert "numbered from 1 to 1" in fault.message
+
+
+@pytest.mark.parametrize("codes", ["LPS", "RAI", "ASR"])
+def test_a_copy_with_turned_axes_is_the_same_image(tmp_path, codes):
+    dataset(tmp_path)
+    for source, target in (("Tr/c1", "Tr/c4"), ("Ts/t6", "Tr/c5")):
+        for folder, end in (("images", "_0000"), ("labels", "")):
+            image = nib.load(tmp_path / f"{folder}{source}{end}.nii.gz")
+            turn = ornt_transform(io_orientation(image.affine), axcodes2ornt(codes))
+            nib.save(image.as_reoriented(turn), tmp_path / f"{folder}{target}{end}.nii.gz")
+    faults = check(open_dataset(tmp_path)).faults
+    assert [(f.kind, f.case) for f in faults] == [("duplicate", "c4"), ("leakage", "c5")]
+
+
+def test_a_copy_with_another_header_is_the_same_image(tmp_path):
+    dataset(tmp_path)
+    flipped = np.diag([-1.0, 1, 2, 1])
+    for name in ("imagesTr/c{}_0000.nii.gz", "labelsTr/c{}.nii.gz"):
+        save(tmp_path / name.format(4), load(tmp_path / name.format(1))[0], flipped)
+    assert [(f.kind, f.case) for f in check(open_dataset(tmp_path)).faults] == [("duplicate", "c4")]
 
 
 def test_a_picture_among_volumes(tmp_path):
@@ -290,6 +332,23 @@ def test_masks_may_be_missing_where_none_are_needed(tmp_path):
     assert not result.errors
     assert result.fingerprint is not None
     assert len(result.fingerprint.cases) == 6
+
+
+def test_rare_and_absent_classes_share_a_line(tmp_path):
+    def draw(mask, i, rng):
+        for n in range(1, 9):
+            mask[n, n, : n + 1] = n
+
+    with_masks(tmp_path, draw)
+    named = LabelMap.plain(["background", *(f"organ {n}" for n in range(1, 11))])
+    result = check(open_dataset(tmp_path), named)
+    assert [f.kind for f in result.faults] == ["absent-class", "imbalance"]
+    absent, rare = (f.message for f in result.faults)
+    assert "no mask holds classes 'organ 9', 'organ 10'; remove them" in absent
+    assert (
+        "classes 'organ 1', 'organ 2', 'organ 3', 'organ 4', 'organ 5' and 3 more each fill no more" in rare
+    )
+    assert "0.014 %" in rare
 
 
 # --- label maps ----------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from scotoma.data.dataset import list_images, open_dataset
+from scotoma.data.image import read_image
 from scotoma.errors import InputError, SettingsError
 
 
@@ -106,6 +107,12 @@ def test_msd_lists_files_of_an_older_nnunet(tmp_path):
     (tmp_path / "imagesTr" / "h_001.nii.gz").unlink()
     found = open_dataset(tmp_path)
     assert [p.name for p in found.train[0].images] == ["h_001_0000.nii.gz", "h_001_0001.nii.gz"]
+    msd(tmp_path, modality={"0": "FLAIR", "1": "T1"})
+    for path in tmp_path.glob("imagesTr/h_001*"):
+        path.unlink()
+    touch(tmp_path / "imagesTr" / "h_001_0001.nii.gz")
+    found = open_dataset(tmp_path)
+    assert [p.name for p in found.train[0].images] == ["h_001_0000.nii.gz", "h_001_0001.nii.gz"]
 
 
 @pytest.mark.parametrize("path", ["../outside.nii.gz", "/etc/passwd", "imagesTr/../../outside.nii.gz"])
@@ -187,6 +194,83 @@ def test_channel_numbers_and_names(tmp_path):
     (case,) = open_dataset(tmp_path / "b", channels=["flair", "t1"]).train
     assert [p.name for p in case.images] == ["p1_flair.nii.gz", "p1_t1.nii.gz"]
     assert case.label is not None
+
+
+def names(case):
+    return [p.name for p in case.images]
+
+
+@pytest.mark.parametrize("gone", ["0000", "0001"])
+@pytest.mark.parametrize("described", [True, False])
+def test_a_missing_numbered_channel_keeps_its_place(tmp_path, gone, described):
+    nnunet(tmp_path)
+    if not described:
+        (tmp_path / "dataset.json").unlink()
+    expected = ["c2_0000.nii.gz", "c2_0001.nii.gz"]
+    for folder, case in (("imagesTr", "c2"), ("imagesTs", "t1")):
+        (tmp_path / folder / f"{case}_{gone}.nii.gz").unlink()
+    found = open_dataset(tmp_path)
+    assert [c.id for c in found.train] == ["c0", "c1", "c2"]
+    assert names(found.train[2]) == expected
+    if described and gone == "0000":
+        assert names(found.test[0]) == ["t1_0000.nii.gz", "t1_0001.nii.gz"]
+    for cases in (
+        list_images(tmp_path / "imagesTr", channel_count=2),
+        list_images(tmp_path / "imagesTr"),
+        list_images(tmp_path / "imagesTr" / "c2_0000.nii.gz", channel_count=2) if gone == "0001" else (),
+        open_dataset(tmp_path / "imagesTr").train,
+    ):
+        assert all(names(c) == [f"{c.id}_{m:04d}.nii.gz" for m in range(2)] for c in cases)
+        assert not cases or names(cases[-1]) == expected
+    with pytest.raises(InputError, match=rf"c2_{gone}\.nii\.gz: channel {int(gone)} of the image is missing"):
+        read_image(found.train[2].images)
+
+
+def test_a_missing_channel_of_a_paired_folder(tmp_path):
+    touch(*[tmp_path / "images" / f"p{i}_{m}.nii.gz" for i in range(3) for m in ("t1", "flair")])
+    touch(*[tmp_path / "masks" / f"p{i}.nii.gz" for i in range(3)])
+    (tmp_path / "images" / "p1_flair.nii.gz").unlink()
+    for cases in (
+        open_dataset(tmp_path, channels=["flair", "t1"]).train,
+        list_images(tmp_path / "images", ["flair", "t1"]),
+    ):
+        assert [names(c) for c in cases] == [[f"p{i}_flair.nii.gz", f"p{i}_t1.nii.gz"] for i in range(3)]
+    for i in range(3):
+        for number, name in enumerate(("flair", "t1")):
+            old = tmp_path / "images" / f"p{i}_{name}.nii.gz"
+            if old.exists():
+                old.rename(tmp_path / "images" / f"p{i}_{number:04d}.nii.gz")
+    found = open_dataset(tmp_path)
+    assert [names(c) for c in found.train] == [[f"p{i}_000{m}.nii.gz" for m in (0, 1)] for i in range(3)]
+
+
+def test_a_missing_channel_of_a_case_folder(tmp_path):
+    touch(*[tmp_path / f"case{i}" / f"{s}.nii.gz" for i in range(3) for s in ("flair", "t1", "lesions")])
+    (tmp_path / "case1" / "t1.nii.gz").unlink()
+    for cases in (
+        open_dataset(tmp_path, channels=["t1", "flair"], labels="lesions").train,
+        list_images(tmp_path, ["t1", "flair"]),
+    ):
+        assert [names(c) for c in cases] == [["t1.nii.gz", "flair.nii.gz"]] * 3
+        assert cases[1].images[0].parent.name == "case1"
+
+
+def test_colour_pictures_hold_all_channels_in_one_numbered_file(tmp_path):
+    touch(
+        *[
+            tmp_path / d / f"c{i}{e}.png"
+            for i in range(3)
+            for d, e in (("imagesTr", "_0000"), ("labelsTr", ""))
+        ]
+    )
+    info = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": {"background": 0, "a": 1}}
+    (tmp_path / "dataset.json").write_text(json.dumps(info))
+    assert [names(c) for c in open_dataset(tmp_path).train] == [[f"c{i}_0000.png"] for i in range(3)]
+
+
+def test_numbered_pictures_of_several_series_are_no_channels(tmp_path):
+    touch(*[tmp_path / f"s{s}_{i:04d}.png" for s, count in enumerate((3, 6, 9)) for i in range(1, count)])
+    assert len(open_dataset(tmp_path).train) == 15
 
 
 def test_two_images_of_one_name(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 from scotoma.data.dataset import Case, Dataset
 from scotoma.data.examine import Examination, Fault, Request, examine_all, run, values_of
 from scotoma.data.fingerprint import ClassSummary, Fingerprint, summarise_examinations
-from scotoma.data.labels import LabelMap, propose_label_map
+from scotoma.data.labels import IGNORE, LabelMap, propose_label_map
 
 TOLERANCE_MM = 0.01
 """How far the corner voxels of an image and its mask may lie apart.
@@ -132,6 +133,7 @@ def check(
     train, test = found[: len(dataset.train)], found[len(dataset.train) :]
     faults = [f for e in found for f in e.faults]
     faults += _unpaired(dataset, masks_needed) + _mixed(found, dataset) + _duplicates(train, test)
+    faults += _misnamed(dataset, annotated or {}, proposal)
     bad = {f.file for f in faults if f.severity == "error"}
     good = [e for e in train if e.fingerprint is not None and not bad & {*e.case.images, e.case.label}]
     summary = summarise_examinations(good, request.label_map) if good else None
@@ -206,38 +208,69 @@ def _mixed(found: list[Examination], dataset: Dataset) -> list[Fault]:
 
 def _duplicates(train: list[Examination], test: list[Examination]) -> list[Fault]:
     """Equal images, named once for every copy beyond the first; copies in the test set weigh more."""
-    tested = {e.digest: e.case for e in test if e.digest}
+    tested = {digest: e.case for e in test for digest in e.digests}
     faults: list[Fault] = []
     first: dict[str, Case] = {}
     for e in train:
-        if e.digest is None:
-            continue
         file = e.case.images[0]
-        if e.digest in tested:
-            other = tested[e.digest].images[0]
+        if known := [tested[d] for d in e.digests if d in tested]:
+            other = known[0].images[0]
             text = f"{file}: this image is also in the test set ({other.name}); remove it from training."
             faults.append(Fault("leakage", "error", e.case.id, file, text))
-        elif e.digest in first:
-            other = first[e.digest].images[0]
+        elif known := [first[d] for d in e.digests if d in first]:
+            other = known[0].images[0]
             text = f"{file}: the same image as {other.name}, and could validate what it trained; remove one."
             faults.append(Fault("duplicate", "error", e.case.id, file, text))
-        first.setdefault(e.digest, e.case)
+        for digest in e.digests:
+            first.setdefault(digest, e.case)
+    return faults
+
+
+def _misnamed(
+    dataset: Dataset, annotated: Mapping[str, list[int]], label_map: LabelMap | None
+) -> list[Fault]:
+    """Cases and classes in `data.annotated` that do not exist; what nobody drew would train as background."""
+    cases = {c.id for c in (*dataset.train, *dataset.test)}
+    last = len(label_map.classes) - 1 if label_map else IGNORE
+    faults = []
+    for name, drawn in annotated.items():
+        if name not in cases:
+            close = difflib.get_close_matches(name, sorted(cases), 1)
+            hint = f"did you mean '{close[0]}'?" if close else f"a case of it is '{min(cases)}'."
+            text = f"data.annotated names '{name}', which is no case of this dataset; {hint}"
+            faults.append(Fault("annotated", "error", "", dataset.root, f"{dataset.root}: {text}"))
+        elif wrong := [c for c in drawn if not 1 <= c <= last]:
+            text = (
+                f"data.annotated names class {wrong[0]} for case '{name}', but the foreground classes are "
+                f"numbered from 1 to {last}; correct it."
+            )
+            faults.append(Fault("annotated", "error", name, dataset.root, f"{dataset.root}: {text}"))
     return faults
 
 
 def _imbalance(dataset: Dataset, found: Fingerprint) -> list[Fault]:
+    """One line for all classes that no mask holds, and one for all that are rare."""
     faults = []
-    for name, summary in found.classes.items():
-        if summary.voxels == 0:
-            text = f"{dataset.root}: no mask holds class '{name}'; remove it from the labels or add cases."
-            faults.append(Fault("absent-class", "warning", "", dataset.root, text))
-        elif summary.share < EXTREME_SHARE:
-            text = (
-                f"{dataset.root}: class '{name}' fills {100 * summary.share:.2g} % of the voxels "
-                "(extreme imbalance); the recipe rare-target is made for this."
-            )
-            faults.append(Fault("imbalance", "warning", "", dataset.root, text))
+    absent = [name for name, summary in found.classes.items() if summary.voxels == 0]
+    rare = {n: s.share for n, s in found.classes.items() if s.voxels and s.share < EXTREME_SHARE}
+    if absent:
+        them = "it" if len(absent) == 1 else "them"
+        text = f"no mask holds {_classes(absent)}; remove {them} from the labels or add cases."
+        faults.append(Fault("absent-class", "warning", "", dataset.root, f"{dataset.root}: {text}"))
+    if rare:
+        fill = "fills" if len(rare) == 1 else "each fill no more than"
+        text = (
+            f"{_classes(list(rare))} {fill} {100 * max(rare.values()):.2g} % of the voxels "
+            "(extreme imbalance); the recipe rare-target is made for this."
+        )
+        faults.append(Fault("imbalance", "warning", "", dataset.root, f"{dataset.root}: {text}"))
     return faults
+
+
+def _classes(names: list[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:5])
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"class{'es' if len(names) > 1 else ''} {shown}{more}"
 
 
 # --- which recipe --------------------------------------------------------------------------------------

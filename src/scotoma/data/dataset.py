@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import statistics
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +23,8 @@ class Case:
 
     Attributes:
         id: name without folder, channel suffix and extension; unique within its split.
-        images: one file per channel, or one file with all channels, or one DICOM folder.
+        images: one file per channel, or one file with all channels, or one DICOM folder. Where a channel is
+            missing, the path where it is expected stands in its place; `read_image` refuses the case by it.
         label: mask file, None when there is none.
         patient: cases of one patient never stand on both sides of a split.
     """
@@ -157,9 +160,8 @@ def list_images(
     if is_dicom_folder(folder):
         cases = [Case(folder.resolve().name, (folder,))]
     elif entries:
-        cases = _cases_of(
-            folder, entries, channels, _has_suffix([n for n, _ in entries], None, channel_count)
-        )
+        suffix = _has_suffix([n for n, _ in entries], None, channel_count)
+        cases = _cases_of(entries, channels, suffix, channel_count or 0)
     elif channels:
         cases = list(_open_case_folders(folder, None, channels).train)
     else:
@@ -258,22 +260,31 @@ def _has_suffix(stems: list[str], masks: Iterable[str] | None, channel_count: in
         groups.setdefault(m["case"], []).append(m["channel"])
     if channel_count is not None:
         return any(int(max(c)) + 1 == channel_count for c in groups.values())
-    return all(sorted(c) == [f"{i:04d}" for i in range(len(c))] and len(c) <= 16 for c in groups.values())
+    if all(sorted(c) == _numbers(len(c)) and len(c) <= 16 for c in groups.values()):
+        return True
+    # Most cases have the same channels, and the others lack some of them.
+    usual, count = Counter(tuple(sorted(c)) for c in groups.values()).most_common(1)[0]
+    whole = list(usual) == _numbers(len(usual)) and len(usual) <= 16 and 2 * count > len(groups)
+    return whole and all(set(c) <= set(usual) for c in groups.values())
+
+
+def _numbers(count: int) -> list[str]:
+    return [f"{i:04d}" for i in range(count)]
 
 
 def _cases_of(
-    folder: Path, entries: list[tuple[str, Path]], channels: list[str] | None, suffix: bool
+    entries: list[tuple[str, Path]], channels: list[str] | None, suffix: bool, count: int = 0
 ) -> list[Case]:
-    """Group the images of a flat folder into cases."""
+    """Group the images of a flat folder into cases; `count` channels are expected, 0: as most cases have."""
     named = _by_stem(entries)
     if channels and not suffix:
-        ends = {f"_{c}": i for i, c in enumerate(channels)}
+        ends = [f"_{c}" for c in channels]
         split = {n: e for n in named for e in ends if n.endswith(e) and len(n) > len(e)}
         if split:
-            groups: dict[str, dict[int, Path]] = {}
+            groups: dict[str, dict[str, Path]] = {}
             for n, e in split.items():
-                groups.setdefault(n.removesuffix(e), {})[ends[e]] = named[n]
-            return [Case(c, tuple(p[i] for i in sorted(p))) for c, p in groups.items()]
+                groups.setdefault(n.removesuffix(e), {})[e] = named[n]
+            return [Case(c, _in_order(files, ends)) for c, files in groups.items()]
     if not suffix:
         return [Case(n, (p,)) for n, p in named.items()]
     cases: dict[str, list[tuple[str, Path]]] = {}
@@ -283,7 +294,36 @@ def _cases_of(
             cases.setdefault(name, []).append(("", path))
             continue
         cases.setdefault(match["case"], []).append((match["channel"], path))
-    return [Case(c, tuple(p for _, p in sorted(files))) for c, files in cases.items()]
+    return _complete([Case(c, tuple(p for _, p in sorted(files))) for c, files in cases.items()], count)
+
+
+def _in_order(files: dict[str, Path], ends: Iterable[str]) -> tuple[Path, ...]:
+    """The files of a case by the ends of their stems; where one is missing, the path where it is expected."""
+    end, path = next(iter(files.items()))
+    stem = image.stem(path)
+    start, extension = stem.removesuffix(end), path.name[len(stem) :]
+    return tuple(files.get(e) or path.with_name(f"{start}{e}{extension}") for e in ends)
+
+
+def _complete(cases: list[Case], count: int) -> list[Case]:
+    """Let cases of numbered files name the channels that they lack.
+
+    Args:
+        cases: of one folder.
+        count: how many channels there should be; 0 when only the other cases tell.
+    """
+    numbered: list[dict[str, Path]] = []
+    for case in cases:
+        matches = [(p, _SUFFIX.match(image.stem(p))) for p in case.images]
+        numbered.append({m["channel"]: p for p, m in matches if m and m["case"] == case.id})
+    held = Counter(n for files in numbered for n in files)
+    wanted = {n for n, cases_with in held.items() if 2 * cases_with >= len(cases)}
+    if set(held) - {"0000"}:  # otherwise one file holds all channels, as those of colour pictures do
+        wanted |= set(_numbers(count))
+    return [
+        replace(case, images=_in_order(files, sorted({*files, *wanted}))) if files else case
+        for case, files in zip(cases, numbered, strict=True)
+    ]
 
 
 def _paired(cases: list[Case], masks: dict[str, Path]) -> tuple[tuple[Case, ...], tuple[Path, ...]]:
@@ -294,7 +334,9 @@ def _paired(cases: list[Case], masks: dict[str, Path]) -> tuple[tuple[Case, ...]
 
 def _open_nnunet(root: Path, info: dict[str, Any], labels: str | None) -> Dataset:
     source = root / "dataset.json"
-    splits = []
+    names = _channel_names(source, info.get("channel_names", info.get("modality")))
+    count = len(names or ())
+    splits: list[tuple[tuple[Case, ...], tuple[Path, ...]]] = []
     for part in ("Tr", "Ts"):
         folder, mask_folder = (
             root / f"images{part}",
@@ -310,13 +352,13 @@ def _open_nnunet(root: Path, info: dict[str, Any], labels: str | None) -> Datase
         # Most names with a suffix mean that all should have one; the one without is then named.
         matching = [n for n in stems if _SUFFIX.match(n)]
         suffix = 2 * len(matching) > len(stems) and ("channel_names" in info or _has_suffix(matching, masks))
-        splits.append(_paired(_cases_of(folder, entries, None, suffix), masks))
+        splits.append(_paired(_cases_of(entries, None, suffix, count), masks))
+        # The training cases tell what a test case should have.
+        count = count or statistics.mode([len(c.images) for c in splits[0][0]] or [0])
     (train, lost), (test, lost_test) = splits
-    names = info.get("channel_names", info.get("modality"))
     return Dataset(
-        root, "nnunet", train, test,
-        _channel_names(source, names), _label_names(source, info.get("labels")), lost + lost_test,
-    )  # fmt: skip
+        root, "nnunet", train, test, names, _label_names(source, info.get("labels")), lost + lost_test
+    )
 
 
 def _listed(root: Path, name: Any) -> Path:
@@ -354,15 +396,15 @@ def _open_msd(root: Path, info: dict[str, Any], labels: str | None) -> Dataset:
     if not test and (root / "imagesTs").is_dir():
         masks = _by_stem(_images_in(root / "labelsTs")) if (root / "labelsTs").is_dir() else {}
         test = list(_paired([Case(n, (p,)) for n, p in _images_in(root / "imagesTs")], masks)[0])
+    names = _channel_names(source, info["modality"]) if isinstance(info.get("modality"), dict) else None
+    train, test = _complete(train, len(names or ())), _complete(test, len(names or ()))
     for cases in (train, test):
         _by_stem((c.id, c.images[0]) for c in cases)
     mask_folder = root / (labels or "labelsTr")
     unlisted = _images_in(mask_folder) if mask_folder.is_dir() else []
-    modality = info.get("modality")
     return Dataset(
         root, "msd", tuple(sorted(train, key=lambda c: c.id)), tuple(sorted(test, key=lambda c: c.id)),
-        _channel_names(source, modality) if isinstance(modality, dict) else None,
-        _label_names(source, info.get("labels")), tuple(p for _, p in unlisted if p not in listed),
+        names, _label_names(source, info.get("labels")), tuple(p for _, p in unlisted if p not in listed),
     )  # fmt: skip
 
 
@@ -385,7 +427,7 @@ def _open_paired(root: Path, labels: str | None, channels: list[str] | None) -> 
         raise InputError(f"{root}: has both labels/ and masks/; say which one by its name (data.labels).")
     masks = _by_stem(_images_in(root / present[0])) if present else {}
     entries = _images_in(root / "images")
-    cases = _cases_of(root / "images", entries, channels, _has_suffix([n for n, _ in entries], masks))
+    cases = _cases_of(entries, channels, _has_suffix([n for n, _ in entries], masks))
     train, lost = _paired(cases, masks)
     if masks and train and not any(c.label for c in train):
         ends = {n.removeprefix(f"{m}_"): None for n, _ in entries for m in masks if n.startswith(f"{m}_")}
@@ -416,10 +458,10 @@ def _open_case_folders(root: Path, labels: str | None, channels: list[str] | Non
     cases, lost = [], []
     for folder in folders:
         files = _by_stem(_images_in(folder))
-        images = tuple(files[c] for c in channels if c in files)
+        present = {c: files[c] for c in channels if c in files}
         label = files.get(labels) if labels else None
-        if images:
-            cases.append(Case(folder.name, images, label))
+        if present:
+            cases.append(Case(folder.name, _in_order(present, channels), label))
         elif label:
             lost.append(label)
     return Dataset(root, "cases", tuple(cases), channel_names=tuple(channels), orphan_labels=tuple(lost))

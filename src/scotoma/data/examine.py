@@ -19,6 +19,8 @@ from scotoma.data.formats.common import GridError, LabelError
 from scotoma.data.grid import Grid
 from scotoma.data.image import Image, grid_difference, read_image, read_mask
 from scotoma.data.labels import IGNORE, LabelMap, keep_annotated
+from scotoma.data.resampling import to_canonical
+from scotoma.data.soft_masks import drawn_value, is_lossy, looks_interpolated
 from scotoma.errors import InputError, ScotomaError
 
 A = TypeVar("A")
@@ -68,14 +70,18 @@ class Request:
 
 @dataclass
 class Examination:
-    """What one case showed; `fingerprint` is None when something kept it from being read."""
+    """What one case showed; `fingerprint` is None when something kept it from being read.
+
+    `digests` are those of the voxels as stored and as turned to RAS+: a copy has one of them in common,
+    whether its header was edited or its axes were turned.
+    """
 
     case: Case
     faults: list[Fault] = field(default_factory=list)
     fingerprint: CaseFingerprint | None = None
     kind_reason: str = ""
     samples: np.ndarray | None = None
-    digest: str | None = None
+    digests: tuple[str, ...] = ()
     channels: int | None = None
 
     def add(self, kind: str, severity: Literal["error", "warning"], file: Path, text: str) -> None:
@@ -137,11 +143,15 @@ def _examine(item: tuple[Case, Request, list[int] | None]) -> Examination:
 
 
 def values_of(path: Path) -> list[int] | None:
-    """The distinct values of a mask; None when it cannot be read."""
+    """The distinct values of a mask, of a compressed or resized one those it was drawn with; None when it
+    cannot be read."""
     try:
-        return [int(v) for v in np.unique(read_mask(path).array)]
+        array = read_mask(path).array
     except InputError:
         return None
+    if is_lossy(path) or looks_interpolated(array):
+        return [0, drawn_value(path, array)]
+    return [int(v) for v in np.unique(array)]
 
 
 def examine(case: Case, request: Request, annotated: list[int] | None = None) -> Examination:
@@ -178,7 +188,9 @@ def _examine_image(found: Examination) -> Image | None:
     case = found.case
     missing = [p for p in case.images if not p.exists()]
     if missing:
-        found.add("missing-image", "error", missing[0], "the image is missing; add it or remove the case.")
+        what = "the image" if len(case.images) == 1 else f"channel {case.images.index(missing[0])}"
+        text = f"{what} of case {case.id} is missing; add the file or remove the case."
+        found.add("missing-image", "error", missing[0], text)
         return None
     try:
         image = read_image(case.images)
@@ -218,10 +230,16 @@ def _examine_image(found: Examination) -> Image | None:
             f"the axes in the header are not perpendicular (cosine {skew:.2g}), as many tools want; {REPAIR}."
         )
         found.add("skewed-header", "warning", file, text)
-    digest = hashlib.blake2b(str(image.array.shape).encode(), digest_size=16)
-    digest.update(image.array.data)
-    found.digest = digest.hexdigest()
+    found.digests = _digest(image.array), _digest(to_canonical(image.array, image.grid)[0])
     return image
+
+
+def _digest(array: np.ndarray) -> str:
+    """Of shape and values of (M, *S)."""
+    digest = hashlib.blake2b(str(array.shape).encode(), digest_size=16)
+    for channel in array:
+        digest.update(np.ascontiguousarray(channel).data)
+    return digest.hexdigest()
 
 
 def _channel_file(case: Case, wrong: np.ndarray) -> Path:
@@ -240,6 +258,13 @@ def _examine_mask(
     found: Examination, path: Path, request: Request, grid: Grid | None
 ) -> tuple[np.ndarray, np.ndarray | None] | None:
     """Class map and, where masks hold them, object ids; None after a fault."""
+    if is_lossy(path):
+        text = (
+            "a JPG does not keep the values that were drawn; save masks as PNG "
+            "(`scotoma check --fix OUT` writes them thresholded at half)."
+        )
+        found.add("lossy-mask", "error", path, text)
+        return None
     try:
         mask = read_mask(path)
     except InputError as error:
@@ -255,6 +280,13 @@ def _examine_mask(
     try:
         class_map = request.label_map.apply(mask.array, path)
     except InputError as error:
+        if looks_interpolated(mask.array):
+            text = (
+                f"the values between 0 and {mask.array.max()} look interpolated; threshold the mask at half "
+                "(`scotoma check --fix OUT` does), or list them under data.label_map if they are classes."
+            )
+            found.add("interpolated-mask", "error", path, text)
+            return None
         found.faults.append(Fault("unexpected-label", "error", found.case.id, path, str(error)))
         return None
     return class_map, mask.array if request.label_map.instances else None

@@ -129,11 +129,18 @@ def read_image(paths: Sequence[Path] | Path) -> Image:
         All channels on one grid, float32.
 
     Raises:
-        InputError: a file that cannot be read, or channels that do not lie on one grid.
+        InputError: a channel that is missing, a file that cannot be read, or channels that do not lie on one
+            grid.
     """
     files = [Path(paths)] if isinstance(paths, str | Path) else [Path(p) for p in paths]
     if not files:
         raise InputError("an image without files; give at least one channel.")
+    missing = next((n for n, f in enumerate(files) if not f.exists()), None)
+    if missing is not None and len(files) > 1:
+        raise InputError(
+            f"{files[missing]}: channel {missing} of the image is missing; "
+            "add the file or leave the case out."
+        )
     raws = [_guarded(f, lambda f=f: _format(f).read(f)) for f in files]
     grid = raws[0].grid
     arrays = [raws[0].array]

@@ -19,6 +19,7 @@ from scotoma.data.grid import Grid
 from scotoma.data.image import Image, Mask
 from scotoma.data.labels import LabelMap
 from scotoma.data.reorient import turned_onto
+from scotoma.data.soft_masks import drawn_value, is_lossy, looks_interpolated, thresholded
 from scotoma.errors import InputError
 from scotoma.files import write_json
 
@@ -32,6 +33,7 @@ def repair(dataset: Dataset, result: CheckResult, out: Path | str, tolerance_mm:
     - Another mask of the image's shape gets the image's position; a mask of another shape is resampled
       (nearest neighbour) onto the image's grid, by the positions in both headers.
     - NaN and infinite voxels become 0; label values that are not whole numbers are rounded.
+    - A mask that was compressed (JPG) or interpolated is thresholded at half of the value it was drawn with.
     - Axes that are not quite perpendicular are made so, where no voxel moves by half its width.
     - Copies of an image, and training images that are also in the test set, are left out. So are cases
       that cannot be repaired, and masks without an image.
@@ -195,6 +197,10 @@ class _Copy:
                 raise InputError(f"{path}: rounding its values to whole numbers leaves nothing of the mask.")
             changed.append("label values rounded to whole numbers")
         values = values.astype(np.int64).astype(fitting_type(values))
+        if is_lossy(path) or (looks_interpolated(values) and not self._expected(values)):
+            values = thresholded(path, values, self._foreground(drawn_value(path, values)))
+            values = values.astype(fitting_type(values))
+            changed.append("thresholded at half of the value it was drawn with")
         if difference := images.grid_difference(grid, where, self.request.tolerance):
             values, what = onto(path, values, where, grid, self.request.tolerance)
             changed.append(f"{what} ({difference})")
@@ -210,6 +216,16 @@ class _Copy:
         self.written.append(target)
         self.lines.append(f"{path}: {', '.join(changed)}.")
         return target
+
+    def _expected(self, values: np.ndarray) -> bool:
+        """Does the label map list every value?"""
+        known = self.request.label_map
+        return known.instances or set(np.unique(values).tolist()) <= set(known.values)
+
+    def _foreground(self, drawn: int) -> int:
+        """The value to write for the foreground: the only class where the label map lists no other."""
+        known = self.request.label_map
+        return known.written()[1] if len(known.classes) == 2 and drawn not in known.values else drawn
 
 
 def _raw_values(path: Path) -> tuple[np.ndarray, Grid, Any]:
