@@ -278,6 +278,13 @@ def test_lossy_masks_become_lossless_ones(tmp_path: Path):
     assert (written > 0).sum() == 256
 
 
+def test_a_case_that_lacks_a_channel_is_copied_as_it_is(nnunet: Path, tmp_path: Path):
+    (nnunet / "imagesTr" / "c2_0000.nii.gz").unlink()
+    corrupt_dataset(open_dataset(nnunet), PLAIN, tmp_path / "out", missing_lesions=0.5)
+    copied = {p.name for p in (tmp_path / "out" / "imagesTr").iterdir()}
+    assert copied == {p.name for p in (nnunet / "imagesTr").iterdir()}
+
+
 def test_refused(nnunet: Path, tmp_path: Path):
     dataset = open_dataset(nnunet)
     with pytest.raises(SettingsError, match="no fault was asked for"):

@@ -345,6 +345,8 @@ def _files(path: Path, target: Path) -> Iterator[tuple[Path, Path]]:
         for entry in sorted(path.iterdir()):
             yield from _files(entry, target / entry.name)
         return
+    if not path.exists():  # a channel that the case lacks, which `check` names
+        return
     yield path, target
     if images.extension(path) in (".mhd", ".nhdr"):
         for data in path.parent.glob(f"{path.stem}.*raw*"):
