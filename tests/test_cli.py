@@ -208,11 +208,61 @@ def test_objects_stay_objects_when_half_of_them_are_hidden(tmp_path):
         (("report", "{data}"), "no run there"),
         (("corrupt", "{data}", "-o", "{out}"), "no fault was asked for"),
         (("corrupt", "{data}", "-o", "{out}", "--boundary", "2"), "2mm or 3px"),
+        (("train", "{data}", "-o", "{out}", "--resume"), "no training has begun"),
+        (
+            ("train", "{data}", "-o", "{out}", "--set", "objective.betaa=3"),
+            "did you mean 'objective.beta'",
+        ),
+        (
+            ("train", "{data}", "-o", "{out}", "--set", "objective.k=.5", "--set", "training.accumulate=2"),
+            "training.accumulate",
+        ),
+        (("train", "{data}", "-q", "-o", "{data}/images/case00.nii.gz/run"), "Not a directory"),
+        (
+            ("check", "{data}", "--set", "data.label_map={0: 0, 1: 1}", "--set", "data.classes=[a,b,c]"),
+            "no value in the label map stands for: c",
+        ),
     ],
 )
 def test_wrong_use_is_one_sentence(arguments, part, volumes, tmp_path):
-    filled = [a.format(data=volumes, out=tmp_path / "out") for a in arguments]
+    filled = [a.replace("{data}", str(volumes)).replace("{out}", str(tmp_path / "out")) for a in arguments]
     done = scotoma(*filled, code=2)
     assert part in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out" / "config.yaml").exists()
+
+
+def test_a_device_that_is_not_there(run, volumes, tmp_path):
+    done = scotoma("predict", run, volumes / "images", "-o", tmp_path / "out", "--device", "quantum", code=2)
+    assert "--device quantum: cannot be used here" in done.stderr
+
+
+def test_a_bug_is_one_line_and_debug_shows_where(run, volumes, tmp_path, monkeypatch, capsys):
+    from scotoma import cli
+
+    def broken():
+        raise RuntimeError("some\n  thing")
+
+    monkeypatch.delenv("SCOTOMA_DEBUG", raising=False)
+    assert cli._guarded(broken) == 2
+    assert capsys.readouterr().err.startswith("scotoma: unexpected RuntimeError: some thing - ")
+    monkeypatch.setenv("SCOTOMA_DEBUG", "1")
+    with pytest.raises(RuntimeError):
+        cli._guarded(broken)
+
+
+def test_resumed_with_the_command_that_began_it(volumes, tmp_path):
+    """As a job script that is started again after its time ran out does."""
+    settings = {**QUICK, "training.steps": 2, "training.minutes": 0.001}
+    sets = [f"--set={k}={v}" for k, v in settings.items()]
+    command = ["train", volumes, "-o", tmp_path / "run", "--recipe", "missing-lesions", *sets, "--resume"]
+    told = scotoma(*command).stderr
+    for line in ("masks: 0 = background", "plan: 3d, patch", "cases: 4 train, 2 validate", "validation Dice"):
+        assert line in told
+    (tmp_path / "run" / "model.safetensors").unlink()
+    scotoma(*command, "-q")
+    other = [*command[:-1], "--seed", "7", "--resume"]
+    assert "was started with seed = 0, not 7" in scotoma(*other, code=2).stderr
+    other = ["train", volumes, "-o", tmp_path / "run", "--precision", "bf16-mixed", "--resume"]
+    assert "training.precision = '32', not 'bf16-mixed'" in scotoma(*other, code=2).stderr

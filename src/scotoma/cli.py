@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -154,7 +154,10 @@ def train(
     config: Config = None,
     settings: Set = None,
     plan: Annotated[Path | None, typer.Option(help="Follow this plan.json instead of deriving one.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with an interrupted run; with --recipe begin one if need be."),
+    ] = False,
     devices: Annotated[int | None, typer.Option(min=1, help="GPUs, or processes on CPU.")] = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="Machines, under SLURM or torchrun.")] = None,
     precision: Annotated[str | None, typer.Option(help="32, bf16-mixed or 16-mixed.")] = None,
@@ -162,21 +165,28 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Check, plan, preprocess and train; evaluates the result on the validation cases."""
-    from scotoma.config import load_settings
+    from scotoma.config import load_settings, resumed_settings
     from scotoma.errors import SettingsError
+    from scotoma.training.run import RunFolder
     from scotoma.training.train import FaultyDataError
     from scotoma.training.train import train as run_train
 
-    if resume and (settings or config or recipe):
+    flags = {
+        "training.devices": devices,
+        "training.nodes": nodes,
+        "training.precision": precision,
+        "seed": seed,
+    }
+    overrides = [*(settings or []), *(f"{k}={v}" for k, v in flags.items() if v is not None)]
+    saved = RunFolder(out).config
+    if resume and saved.is_file():
+        wanted = resumed_settings(saved, recipe, config, overrides)
+    elif resume and recipe is None and config is None:
         raise SettingsError(
-            "--resume goes on with the run's own settings; leave out --set, --config and --recipe."
+            f"{out}: no training has begun there that could be resumed; begin one with --recipe."
         )
-    wanted = load_settings(recipe, config, settings)
-    for name, value in (("devices", devices), ("nodes", nodes), ("precision", precision)):
-        if value is not None:
-            wanted = _with_setting(wanted, f"training.{name}", value)
-    if seed is not None:
-        wanted.seed = seed
+    else:
+        wanted = load_settings(recipe, config, overrides)
     with saying(quiet) as say:
         try:
             run_train(
@@ -201,11 +211,16 @@ def train(
         if is_anomaly_run(out):
             print(f"{out}: ready; `scotoma predict {out} IMAGES -o OUT` writes anomaly maps")
             return
-        for part in RunFolder(out).folds():
-            print(f"\nvalidation cases of {part.path}")
-            print_evaluation(Evaluation.load(part.validation))
+        parts = RunFolder(out).folds()
+        several = len(parts) > 1
+        print(
+            "\nvalidation cases"
+            + (" of all folds, each by the model that has not seen it" if several else "")
+        )
+        print_evaluation(Evaluation.load(RunFolder(out).validation))
+        for part in parts:
             for alarm in part.read_alarms():
-                print(f"collapse: {alarm}")
+                print(f"collapse{f' in {part.path.name}' if several else ''}: {alarm}")
 
 
 @app.command()
@@ -391,15 +406,6 @@ def corrupt(
         print(result["summary"])
 
 
-def _with_setting(settings: Any, name: str, value: Any) -> Any:
-    from scotoma.config import parse_settings
-
-    content = settings.model_dump()
-    section, key = name.split(".")
-    content[section][key] = value
-    return parse_settings(content, f"--{key}")
-
-
 def _guarded(run: Callable[[], None]) -> int:
     """Run the command line; an error made for the user is one line and an exit code."""
     from scotoma.errors import ScotomaError
@@ -414,6 +420,20 @@ def _guarded(run: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         print("scotoma: interrupted; `--resume` goes on where a run was.", file=sys.stderr)
         return 130
+    except OSError as error:
+        if os.environ.get("SCOTOMA_DEBUG"):
+            raise
+        print(f"scotoma: {error.filename or 'a file'}: {error.strerror or error}.", file=sys.stderr)
+        return UNUSABLE
+    except Exception as error:
+        if os.environ.get("SCOTOMA_DEBUG"):
+            raise
+        text = " ".join(str(error).split())
+        print(
+            f"scotoma: unexpected {type(error).__name__}: {text} - `scotoma --debug ...` shows where.",
+            file=sys.stderr,
+        )
+        return UNUSABLE
     return 0
 
 

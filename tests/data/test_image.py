@@ -133,6 +133,17 @@ def test_nifti_codes_and_units_are_kept(tmp_path, qform, sform, version):
     assert PATIENT.encode() not in (tmp_path / "m.nii").read_bytes()
 
 
+def test_the_same_mask_makes_the_same_file_whenever_it_is_written(tmp_path, monkeypatch):
+    mask = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    like = Image(
+        mask[None].astype(np.float32), Grid.of_spacing(mask.shape, (1.0, 1.0, 1.0)), tmp_path / "i.nii"
+    )
+    for name, now in (("a", 1e9), ("b", 2e9)):
+        monkeypatch.setattr("time.time", lambda now=now: now)
+        write_mask(tmp_path / f"{name}.nii.gz", mask, like)
+    assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+
+
 def test_nifti_units_other_than_millimetres(tmp_path):
     image = nib.Nifti1Image(volume(), np.diag([500, 500, 1000, 1]))
     image.header.set_xyzt_units("micron")

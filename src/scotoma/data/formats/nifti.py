@@ -5,8 +5,8 @@ from __future__ import annotations
 import gzip
 import mmap
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -171,11 +171,14 @@ def _write_stream(path: Path, header: nib.Nifti1Header, body: Callable[[IO[bytes
     header["vox_offset"] = 0
     if not np.isfinite(float(header["scl_slope"])):
         header.set_slope_inter(1, 0)
-    opened = partial(gzip.open, compresslevel=1) if path.name.endswith(".gz") else open
-    with opened(path, "wb") as file:
+    with ExitStack() as files:
+        file: Any = files.enter_context(open(path, "wb"))
+        if path.name.endswith(".gz"):
+            # Without name and time, so that the same content makes the same file.
+            file = files.enter_context(gzip.GzipFile("", "wb", 1, file, mtime=0))
         header.write_to(file)
         file.write(b"\0" * (int(header["vox_offset"]) - file.tell()))
-        body(cast(IO[bytes], file))
+        body(file)
 
 
 def read_scaled(path: Path) -> np.ndarray:
