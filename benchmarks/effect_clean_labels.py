@@ -42,24 +42,30 @@ TASKS = [
         {**BRAIN, "data.channels": ["flair", "t1"], "data.labels": "lesions", "plan.patch": [1, 128, 128]},
         turns=5,
     ),
+    # Whether anything collapses shows early.
     Task(
         "ms-mni",
-        "Lesions of multiple sclerosis, FLAIR, T1 and T2, of three patients one to learn from",
+        "Lesions of multiple sclerosis, FLAIR, T1 and T2, of three patients one to learn from, 400 steps",
         "ms_lesions_mni",
         METHODS,
         lesion_figures,
-        {**BRAIN, "data.channels": ["flair", "t1", "t2"], "plan.patch": [1, 192, 192]},
+        {
+            **BRAIN,
+            "data.channels": ["flair", "t1", "t2"],
+            "plan.patch": [1, 192, 192],
+            "training.steps": 400,
+        },
         turns=3,
         cases=("patient07", "patient19", "patient26"),
     ),
     *(
         Task(
             name.replace("_", "-"),
-            f"Retina, {name.replace('_', ' ')}",
+            f"Retina, {name.replace('_', ' ')}, 400 steps",
             "retina",
             METHODS,
             lesion_figures,
-            {**FUNDUS, "data.labels": name},
+            {**FUNDUS, "data.labels": name, "training.steps": 400},
         )
         for name in ("haemorrhages", "hard_exudates", "soft_exudates", "optic_disc")
     ),
