@@ -7,8 +7,8 @@ The last fifth of the cases by name is the test set; validation is a fifth of th
 predicted twice, as by default and averaged over mirrored images (`predict --flips`). The time is that of the
 training loop with its validations. The same steps and seed give the same network however busy the machine is,
 so `--steps` repeats on a busy machine what `--minutes` found on a quiet one. `--wide` is for processors that
-compute in bfloat16: in the same time they train a network that is wider below its stem. Its validation takes a
-tenth of the cases.
+compute in bfloat16: in the same time they train a network that is wider below its stem. A tenth of the cases
+validates it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from common import real_data, run_once, spread, write_results
 from scotoma.evaluation.evaluate import Evaluation, evaluate
 from scotoma.prediction.predict import predict_folder
 
-
-# Validation Dice after as many steps as fit into six minutes, one development seed: as by default .880, features
-# of 16, 64 and 128 .884, of 24, 64 and 128 .884; without a stem, 8, 32, 64 and 128 .884. More rotation .883,
-# dropout .881.
+# Validation Dice after as many steps as fit into six minutes, one development seed: as by default .880, with
+# 16, 64 and 128 features .884, with 24, 64 and 128 .884; without a stem, with 8, 32, 64 and 128 .884. More
+# rotation .883, dropout .881.
 WIDE = {"network.features": [24, 64, 128], "training.precision": "bf16-mixed", "split.folds": 10}
 
 
