@@ -314,7 +314,7 @@ def test_one_line_for_each_bad_patient_and_the_others_are_done(run, tmp_path):
     content = json.loads((tmp_path / "out" / "prediction.json").read_text())
     assert list(content["cases"]) == ["good"]
     expected = {
-        "channel": "has 1 channel(s) where 2 are needed",
+        "channel": "channel 1 of the image is missing",
         "moved": "not on the grid of the normal cases",
         "empty": "the brain mask is empty",
         "few": "27 voxels are left to fit to where 60 are drawn",

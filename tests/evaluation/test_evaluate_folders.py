@@ -411,3 +411,14 @@ def test_tolerance_is_a_distance(folders: tuple[Path, Path]) -> None:
     for wrong in (-1.0, float("nan"), float("inf")):
         with pytest.raises(SettingsError, match="not a distance"):
             evaluate(*folders, tolerance=wrong)
+
+
+def test_truth_whose_images_are_named_by_channel(tmp_path: Path):
+    masks = {"p1": blob(0), "p2": blob(1)}
+    for name, mask in masks.items():
+        write(tmp_path / "data" / "masks" / f"{name}.nii.gz", mask)
+        for channel in ("flair", "t1"):
+            write(tmp_path / "data" / "images" / f"{name}_{channel}.nii.gz", mask)
+    predict_folder(tmp_path / "predicted", masks, ["background", "lesion"])
+    found = evaluate(tmp_path / "predicted", tmp_path / "data")
+    assert [row["mean_dice"] for row in found.content["cases"]] == [1.0, 1.0]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from scotoma.config import Settings
 from scotoma.data.fingerprint import Fingerprint
@@ -104,35 +104,6 @@ class Plan(BaseModel):
         spacing = self.spacing or (1.0, 1.0, 1.0)
         return spacing if self.network.dims == 3 else spacing[1:]
 
-    @model_validator(mode="after")
-    def _parts_fit(self) -> Plan:
-        net = self.network
-        stages = len(net.features)
-        dims = 3 if self.kind == "3d" else 2
-        channels = len(self.channel_names) * (2 * self.context + 1)
-        wrong = {
-            f"kind is {self.kind}, so network.dims must be {dims}": net.dims != dims,
-            "patch[0] must be 1 for a network of slices": dims == 2 and self.patch[0] != 1,
-            "context is for 2.5d alone": self.kind != "2.5d" and self.context > 0,
-            f"network.channels must be {channels}, channels x slices": net.channels != channels,
-            f"network.classes must be {len(self.classes)}, as the label map has": (
-                net.classes != len(self.classes)
-            ),
-            f"network.strides and network.kernels need one entry for each of the {stages} features": (
-                len(net.strides) != stages or len(net.kernels) != stages
-            ),
-            f"network.strides and network.kernels need {dims} numbers a stage": (
-                any(len(entry) != dims for entry in (*net.strides, *net.kernels))
-            ),
-            "normalisation needs one entry for each of channel_names": (
-                len(self.normalisation) != len(self.channel_names)
-            ),
-        }
-        for sentence, holds in wrong.items():
-            if holds:
-                raise ValueError(sentence)
-        return self
-
     def save(self, path: Path) -> None:
         write_json(path, self.model_dump(mode="json"))
 
@@ -149,10 +120,13 @@ def read_plan(path: Path) -> Plan:
         raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
     except ValidationError as error:
         first = error.errors()[0]
-        where = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
-        raise InputError(f"{path}: {where}{first['msg'].removeprefix('Value error, ')}.") from None
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path}: {where}: {first['msg']}.") from None
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error}).") from None
+    for sentence, holds in _misfits(plan).items():
+        if holds:
+            raise InputError(f"{path}: {sentence}.")
     net = plan.network
     sizes = zip(plan.patch[3 - net.dims :], net.divisor, net.smallest, strict=True)
     if any(size % divisor or size < least for size, divisor, least in sizes):
@@ -161,6 +135,32 @@ def read_plan(path: Path) -> Plan:
             f" least {net.smallest}; change one of them."
         )
     return plan
+
+
+def _misfits(plan: Plan) -> dict[str, bool]:
+    """What the parts of a plan must have in common, and whether it lacks that."""
+    net = plan.network
+    stages = len(net.features)
+    dims = 3 if plan.kind == "3d" else 2
+    channels = len(plan.channel_names) * (2 * plan.context + 1)
+    return {
+        f"kind is {plan.kind}, so network.dims must be {dims}": net.dims != dims,
+        "patch[0] must be 1 for a network of slices": dims == 2 and plan.patch[0] != 1,
+        "context is for 2.5d alone": plan.kind != "2.5d" and plan.context > 0,
+        f"network.channels must be {channels}, channels x slices": net.channels != channels,
+        f"network.classes must be {len(plan.classes)}, as the label map has": (
+            net.classes != len(plan.classes)
+        ),
+        f"network.strides and network.kernels need one entry for each of the {stages} features": (
+            len(net.strides) != stages or len(net.kernels) != stages
+        ),
+        f"network.strides and network.kernels need {dims} numbers a stage": (
+            any(len(entry) != dims for entry in (*net.strides, *net.kernels))
+        ),
+        "normalisation needs one entry for each of channel_names": (
+            len(plan.normalisation) != len(plan.channel_names)
+        ),
+    }
 
 
 def choose_normalisation(found: Fingerprint, wanted: str = "auto") -> list[Normalisation]:

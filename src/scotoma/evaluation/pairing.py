@@ -196,7 +196,18 @@ def _find_truth(folder: Path, labels: str | None, out: Pairing) -> dict[str, _Tr
         raise InputError(
             f"{folder}: folders of cases ({', '.join(few[:8])}); say with --labels which is the mask."
         )
-    dataset = open_dataset(folder, labels=labels)
+    try:
+        dataset = open_dataset(folder, labels=labels)
+    except InputError:
+        # Images whose names end in a channel's name hide which mask is theirs; here the masks are enough.
+        there = [
+            found
+            for name in ((labels,) if labels else ("labels", "masks"))
+            if (found := _masks_in(folder / name))
+        ]
+        if (folder / "dataset.json").is_file() or len(there) != 1:
+            raise
+        return {case: _Truth(path, case) for case, path in there[0].items()}
     out.label_names = dataset.label_names
     found = {
         case.id: _Truth(case.label, case.patient or case.id, case.images, part)
