@@ -61,13 +61,18 @@ TASKS = [
     *(
         Task(
             name.replace("_", "-"),
-            f"Retina, {name.replace('_', ' ')}, 400 steps",
+            f"Retina, {name.replace('_', ' ')}" + f", {steps} steps" * bool(steps),
             "retina",
             METHODS,
             lesion_figures,
-            {**FUNDUS, "data.labels": name, "training.steps": 400},
+            {**FUNDUS, "data.labels": name, **({"training.steps": steps} if steps else {})},
         )
-        for name in ("haemorrhages", "hard_exudates", "soft_exudates", "optic_disc")
+        for name, steps in (
+            ("hard_exudates", None),
+            ("haemorrhages", 400),
+            ("soft_exudates", 400),
+            ("optic_disc", 400),
+        )
     ),
 ]
 HEADING = """# Clean labels
