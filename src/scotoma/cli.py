@@ -407,34 +407,29 @@ def corrupt(
 
 
 def _guarded(run: Callable[[], None]) -> int:
-    """Run the command line; an error made for the user is one line and an exit code."""
-    from scotoma.errors import ScotomaError
-
+    """Run the command line; an error is one line and an exit code."""
     try:
         run()
-    except ScotomaError as error:
-        if os.environ.get("SCOTOMA_DEBUG"):
-            raise
-        print(f"scotoma: {error}", file=sys.stderr)
-        return UNUSABLE
     except KeyboardInterrupt:
         print("scotoma: interrupted; `--resume` goes on where a run was.", file=sys.stderr)
         return 130
-    except OSError as error:
-        if os.environ.get("SCOTOMA_DEBUG"):
-            raise
-        print(f"scotoma: {error.filename or 'a file'}: {error.strerror or error}.", file=sys.stderr)
-        return UNUSABLE
     except Exception as error:
         if os.environ.get("SCOTOMA_DEBUG"):
             raise
-        text = " ".join(str(error).split())
-        print(
-            f"scotoma: unexpected {type(error).__name__}: {text} - `scotoma --debug ...` shows where.",
-            file=sys.stderr,
-        )
+        print(f"scotoma: {_sentence(error)}", file=sys.stderr)
         return UNUSABLE
     return 0
+
+
+def _sentence(error: Exception) -> str:
+    from scotoma.errors import ScotomaError
+
+    if isinstance(error, ScotomaError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'}: {error.strerror or error}."
+    text = " ".join(str(error).split())
+    return f"unexpected {type(error).__name__}: {text} - `scotoma --debug ...` shows where."
 
 
 def main() -> None:

@@ -467,23 +467,28 @@ def _open_case_folders(root: Path, labels: str | None, channels: list[str] | Non
     return Dataset(root, "cases", tuple(cases), channel_names=tuple(channels), orphan_labels=tuple(lost))
 
 
+def compile_patient_pattern(pattern: str, name: str) -> re.Pattern[str]:
+    """A regular expression whose group is the patient in a case id; `name` is what errors call it.
+
+    Raises:
+        SettingsError: not a regular expression, or not one group.
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise SettingsError(f"{name} '{pattern}': not a regular expression ({error}).") from None
+    if compiled.groups != 1:
+        raise SettingsError(f"{name} '{pattern}': needs one group that holds the patient, as in '(.*)_'.")
+    return compiled
+
+
 def _with_patients(found: Dataset, pattern: str | None) -> Dataset:
-    if pattern is not None:
-        try:
-            compiled = re.compile(pattern)
-        except re.error as error:
-            raise SettingsError(
-                f"patient_pattern '{pattern}': not a regular expression ({error})."
-            ) from error
-        if compiled.groups != 1:
-            raise SettingsError(
-                f"patient_pattern '{pattern}': needs one group that holds the patient, as in '(.*)_'."
-            )
+    compiled = None if pattern is None else compile_patient_pattern(pattern, "patient_pattern")
 
     def patient(case: Case) -> Case:
-        if pattern is None:
+        if compiled is None:
             return replace(case, patient=case.id)
-        match = re.search(pattern, case.id)
+        match = compiled.search(case.id)
         if match is None:
             raise InputError(
                 f"{case.images[0]}: no patient found in '{case.id}' by '{pattern}'; correct the pattern."

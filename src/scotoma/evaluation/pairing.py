@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from scotoma.data.dataset import open_dataset
+from scotoma.data.dataset import compile_patient_pattern, open_dataset
 from scotoma.data.image import is_image_file, stem
 from scotoma.data.labels import LabelMap
-from scotoma.errors import InputError, SettingsError
+from scotoma.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -156,14 +155,7 @@ def pair_folders(
 
 
 def _of_patients(pairs: list[Pair], pattern: str) -> list[Pair]:
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise SettingsError(f"--patient-pattern '{pattern}': not a regular expression ({error}).") from None
-    if compiled.groups != 1:
-        raise SettingsError(
-            f"--patient-pattern '{pattern}': needs one group that holds the patient, as in '(.*)_'."
-        )
+    compiled = compile_patient_pattern(pattern, "--patient-pattern")
 
     def patient(pair: Pair) -> str:
         match = compiled.search(pair.case)

@@ -41,6 +41,7 @@ from scotoma.training.run import RunFolder
 from scotoma.training.train import (
     FaultyDataError,
     Progress,
+    check_same_data,
     given_label_map,
     open_data,
     split_cases,
@@ -104,12 +105,14 @@ def train_detector(
     controls = prepared(split.train, "preparing normal cases")
     held_out = prepared(split.validation, "preparing held-out cases")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if not run.config.is_file():
+    used = [cases[n] for n in (*split.train, *split.validation)]
+    if run.config.is_file():
+        check_same_data(run, dataset.root, _data_hash(how, used))
+    else:
         _spend(settings, how, controls, device)
         run.path.mkdir(parents=True, exist_ok=True)
         split.save(run.splits)
         write_json(run.fingerprint, result.fingerprint.model_dump(mode="json"))
-        used = [cases[n] for n in (*split.train, *split.validation)]
         write_environment(run, settings, _data_hash(how, used), len(used))
         # Last, since it tells --resume that everything before it is there.
         settings.save(run.config)
