@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,6 +115,20 @@ def test_the_threshold_is_the_quantile_of_held_out_normal_cases(run):
     grid = content["controls"]
     assert np.all(np.diff(grid["quantiles"]) > 0)
     assert np.all(np.diff(grid["scores"]) > 0)
+
+
+def test_not_resumed_with_other_data(heads, run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "run")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    shutil.copytree(heads, tmp_path / "data")
+    name = read_split(run.splits).train[0]
+    file = next((tmp_path / "data").glob(f"*/{name}_0000.nii.gz"))
+    image = nib.load(file)
+    array = np.asarray(image.dataobj).copy()
+    array[tuple(n // 2 for n in array.shape)] += 1
+    nib.save(nib.Nifti1Image(array, image.affine), file)
+    said = scotoma("train", tmp_path / "data", "-o", tmp_path / "run", "-q", "--resume", code=2)
+    assert "not the images and masks" in said
 
 
 @pytest.mark.parametrize(("threshold", "warned"), [(19.3, True), (1.9, False)])
