@@ -60,18 +60,20 @@ TASKS = [
     ),
     *(
         Task(
-            name.replace("_", "-"),
-            f"Retina, {name.replace('_', ' ')}" + f", {steps} steps" * bool(steps),
+            name,
+            f"Retina, {label.replace('_', ' ')}" + f", {steps} steps" * bool(steps),
             "retina",
             METHODS,
             lesion_figures,
-            {**FUNDUS, "data.labels": name, **({"training.steps": steps} if steps else {})},
+            {**FUNDUS, "data.labels": label, **({"training.steps": steps} if steps else {})},
         )
-        for name, steps in (
-            ("hard_exudates", None),
-            ("haemorrhages", 400),
-            ("soft_exudates", 400),
-            ("optic_disc", 400),
+        for name, label, steps in (
+            ("hard-exudates", "hard_exudates", None),
+            ("hard-exudates-long", "hard_exudates", 2400),
+            ("haemorrhages", "haemorrhages", None),
+            ("soft-exudates", "soft_exudates", 400),
+            ("optic-disc", "optic_disc", 400),
+            ("optic-disc-long", "optic_disc", 2400),
         )
     ),
 ]

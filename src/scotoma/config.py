@@ -112,7 +112,7 @@ class NetworkSettings(Section):
     prior_bias: bool | None = Field(
         default=None,
         description="start the last layer at the log share of each class, so that nothing is lesion at first;"
-        " default: where a class fills less than .2 % of the voxels",
+        " default: where a class fills less than 2 % of the voxels",
     )
 
 

@@ -268,9 +268,7 @@ def lopsided_bootstrap_loss(
         fused = FusedBatch(batch)
         rule, _ = fused_lopsided(fused, alpha, beta, teacher, gate, min_component, border, confidence)
         return joined_mean(fused.sums(rule, None, False, None).voxel.sum(), batch.count().sum())
-    loss, _ = voxel_lopsided(
-        batch, alpha, beta, bootstrap, teacher, gate, min_component, border, confidence
-    )
+    loss, _ = voxel_lopsided(batch, alpha, beta, bootstrap, teacher, gate, min_component, border, confidence)
     loss = weighted(loss, weight)
     return loss if reduction == "none" else joined_mean(loss.sum(), batch.count().sum())
 

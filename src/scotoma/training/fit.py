@@ -16,7 +16,6 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader
 
 from scotoma.config import Settings
-from scotoma.data.check import EXTREME_SHARE
 from scotoma.data.plan import Plan
 from scotoma.data.preprocess import CachedCase
 from scotoma.data.sampling import VALIDATION_EPOCH, EpochSampler, PatchDataset
@@ -37,6 +36,9 @@ from scotoma.training.module import SegmentationModule
 from scotoma.training.run import RunFolder, new_segmenter
 
 log = logging.getLogger("scotoma")
+
+RARE_SHARE = 2e-2
+"""Below this share of the voxels a class's outputs start at its share."""
 
 _HINDRANCE = 1.3
 """On a processor, loading and training hinder each other by this much (measured on two cores)."""
@@ -160,7 +162,7 @@ def build_module(
     prior = class_prior(train, len(plan.classes))
     wanted = settings.network.prior_bias
     # From a random start cross-entropy first drives a rare class down everywhere, often for good.
-    if min(prior) < EXTREME_SHARE if wanted is None else wanted:
+    if min(prior) < RARE_SHARE if wanted is None else wanted:
         segmenter.set_prior(prior)
     objective = build_objective(settings, plan, extractor)
     contrast = contrasted_stages(plan) if objective.dragsaw is not None else []
