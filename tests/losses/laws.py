@@ -97,12 +97,6 @@ CASES: dict[str, Case] = {
         monotone=False,
         asymmetric=True,
     ),
-    "lopsided confident": Case(
-        lambda c, i: LopsidedBootstrapLoss(confidence=0.75, ignore_index=i),
-        plain,
-        monotone=False,
-        asymmetric=True,
-    ),
     "lopsided components": Case(
         lambda c, i: LopsidedBootstrapLoss(gate="component", ignore_index=i),
         plain,

@@ -31,8 +31,6 @@ from scotoma.losses.supervision import level_weights, subsample
         {"voxel": "lopsided", "gate": "component"},
         {"voxel": "lopsided", "gate": "component", "border": 1},
         {"voxel": "lopsided", "border": 2, "alpha": 2.0},
-        {"voxel": "lopsided", "confidence": 0.6},
-        {"voxel": "lopsided", "teacher": "average", "gate": "component", "confidence": 0.6},
         {"voxel": "lopsided", "teacher": "average"},
         {"voxel": "lopsided", "teacher": "average", "border": 1},
         {"voxel": "lopsided", "dice": 1.0, "dice_excludes_bootstrapped": True, "sigma": 0.1, "k": 2},

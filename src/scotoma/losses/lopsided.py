@@ -42,7 +42,6 @@ def voxel_lopsided(
     gate: Gate = "voxel",
     min_component: int = 1,
     border: int = 0,
-    confidence: float = 0.5,
 ) -> tuple[Tensor, Tensor]:
     """The unreduced loss, and 1 in the voxels that are bootstrapped, else 0: two tensors (B, *S).
 
@@ -51,7 +50,7 @@ def voxel_lopsided(
     """
     logits, target = batch.logits, batch.target
     guide = logits.detach() if teacher is None else teacher.detach()
-    boot = bootstrapped(batch, lesion_margin(guide), gate, min_component, confidence)
+    boot = bootstrapped(batch, lesion_margin(guide), gate, min_component)
     loss = voxel_cross_entropy(batch)
     bordering = None
     if alpha != 1:
@@ -80,26 +79,23 @@ def voxel_lopsided(
     if bootstrap.startswith("reed"):
         where = target != IGNORED
     else:
-        where = target == 0 if gate == "voxel" and confidence == 0.5 else boot > 0
+        where = target == 0 if gate == "voxel" else boot > 0
         if bordering is not None:
             where = where & ~bordering
     return torch.where(where, blended, loss), boot
 
 
-def bootstrapped(
-    batch: Batch, margin: Tensor, gate: Gate, min_component: int, confidence: float = 0.5
-) -> Tensor:
+def bootstrapped(batch: Batch, margin: Tensor, gate: Gate, min_component: int) -> Tensor:
     """1 in voxels labelled background that the guide calls lesion, else 0: (B, *S).
 
     Args:
         batch: prepared logits and target.
         margin: `lesion_margin` of the guide.
-        gate, min_component, confidence: see `lopsided_bootstrap_loss`.
+        gate, min_component: see `lopsided_bootstrap_loss`.
     """
-    sure = math.log(confidence / (1 - confidence))
     if gate == "voxel":
-        return where_true(torch.gt, margin, sure) * batch.is_class(0).view_as(margin)
-    found = margin > sure
+        return where_true(torch.gt, margin, 0.0) * batch.is_class(0).view_as(margin)
+    found = margin > 0
     if batch.valid is not None:
         found &= batch.valid
     return _unlabelled_components(found, batch.target > 0, min_component).to(margin.dtype)
@@ -114,15 +110,13 @@ def fused_lopsided(
     gate: Gate = "voxel",
     min_component: int = 1,
     border: int = 0,
-    confidence: float = 0.5,
 ) -> tuple[VoxelRule, Tensor]:
     """The hard bootstrap as `voxel_lopsided`, for the fused pass: its rule, and which voxels: (B, *S)."""
     batch = fused.batch
     logits = batch.logits.detach()
     teacher = None if teacher is None else teacher.detach()
     own = lesion_margin(logits)
-    asked = own if teacher is None else lesion_margin(teacher)
-    boot = bootstrapped(batch, asked, gate, min_component, confidence)
+    boot = bootstrapped(batch, own if teacher is None else lesion_margin(teacher), gate, min_component)
     if teacher is not None:
         chosen, top = logits[:, 1], teacher[:, 1]
         for c in range(2, logits.shape[1]):
@@ -198,7 +192,6 @@ def lopsided_bootstrap_loss(
     gate: Gate = "voxel",
     min_component: int = 1,
     border: int = 0,
-    confidence: float = 0.5,
 ) -> Tensor:
     r"""Cross-entropy that lets the network overrule a background label, but never a lesion label.
 
@@ -240,9 +233,6 @@ def lopsided_bootstrap_loss(
             lesion (along every axis), but not for those that `gate` lets be overruled, whatever beta is.
             The annotator who drew the lesion drew its outline as well; with the factor on one side only,
             outlines come out too large.
-        confidence: how probable a lesion must be against the background, in [.5, 1), for the label to be
-            overruled. alpha raises every lesion's odds by its own factor, so alpha / (1 + alpha) asks for
-            what plain cross-entropy would call lesion.
 
     Returns:
         A scalar, or (B, *S) for reduction "none".
@@ -257,7 +247,7 @@ def lopsided_bootstrap_loss(
         >>> lopsided_bootstrap_loss(logits, torch.tensor([[0, 0]]), alpha=1, beta=1, reduction="none")
         tensor([[0.1269, 1.3133]])
     """
-    check_lopsided(alpha, beta, bootstrap, gate, border, confidence)
+    check_lopsided(alpha, beta, bootstrap, gate, border)
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction must be 'mean' or 'none', not {reduction!r}")
     batch = prepare(logits, target, ignore_index)
@@ -266,19 +256,15 @@ def lopsided_bootstrap_loss(
         raise ValueError(f"teacher_logits {tuple(teacher.shape)} and logits {tuple(logits.shape)} differ")
     if reduction == "mean" and weight is None and bootstrap == "hard" and beta < 1:
         fused = FusedBatch(batch)
-        rule, _ = fused_lopsided(fused, alpha, beta, teacher, gate, min_component, border, confidence)
+        rule, _ = fused_lopsided(fused, alpha, beta, teacher, gate, min_component, border)
         return joined_mean(fused.sums(rule, None, False, None).voxel.sum(), batch.count().sum())
-    loss, _ = voxel_lopsided(batch, alpha, beta, bootstrap, teacher, gate, min_component, border, confidence)
+    loss, _ = voxel_lopsided(batch, alpha, beta, bootstrap, teacher, gate, min_component, border)
     loss = weighted(loss, weight)
     return loss if reduction == "none" else joined_mean(loss.sum(), batch.count().sum())
 
 
-def check_lopsided(
-    alpha: float, beta: float, bootstrap: str, gate: str, border: int, confidence: float = 0.5
-) -> None:
+def check_lopsided(alpha: float, beta: float, bootstrap: str, gate: str, border: int) -> None:
     """Raise ValueError for settings out of range."""
-    if not 0.5 <= confidence < 1:
-        raise ValueError(f"confidence must lie in [0.5, 1); got {confidence}")
     if border < 0:
         raise ValueError(f"border must be a number of voxels, at least 0; got {border}")
     if not 0 < alpha < math.inf:
@@ -293,8 +279,6 @@ def check_lopsided(
         raise ValueError(
             "the component gate asks about background labels only; use bootstrap 'hard' or 'soft'"
         )
-    if confidence > 0.5 and bootstrap.startswith("reed"):
-        raise ValueError("Reed's bootstrap blends every label and asks for no confidence; leave it at .5")
 
 
 def beta_from_miss_rate(rate: float, alpha: float = 3.0, confidence: float = 0.975) -> float:
@@ -319,8 +303,7 @@ class LopsidedBootstrapLoss(nn.Module):
     """Module form of `lopsided_bootstrap_loss`, with an optional warm-up of beta.
 
     Args:
-        alpha, beta, bootstrap, ignore_index, reduction, gate, min_component, border, confidence: see the
-            function.
+        alpha, beta, bootstrap, ignore_index, reduction, gate, min_component, border: see the function.
         expected_miss_rate: share of lesions thought to be missing; replaces beta by `beta_from_miss_rate`.
         beta_ramp: [start, end] as shares of training between which beta goes from 1 to its value; it
             follows the attribute `progress`, which the training loop sets (1.0 until then).
@@ -347,14 +330,13 @@ class LopsidedBootstrapLoss(nn.Module):
         gate: Gate = "voxel",
         min_component: int = 1,
         border: int = 0,
-        confidence: float = 0.5,
         expected_miss_rate: float | None = None,
         beta_ramp: Sequence[float] | None = None,
     ):
         super().__init__()
         if expected_miss_rate is not None:
             beta = beta_from_miss_rate(expected_miss_rate, alpha)
-        check_lopsided(alpha, beta, bootstrap, gate, border, confidence)
+        check_lopsided(alpha, beta, bootstrap, gate, border)
         self.alpha = alpha
         self.beta = beta
         self.bootstrap: Bootstrap = bootstrap
@@ -365,7 +347,6 @@ class LopsidedBootstrapLoss(nn.Module):
         self.gate: Gate = gate
         self.min_component = min_component
         self.border = border
-        self.confidence = confidence
         self.beta_ramp = check_window("beta_ramp", beta_ramp)
         self.progress = 1.0
 
@@ -405,7 +386,6 @@ class LopsidedBootstrapLoss(nn.Module):
             gate=self.gate,
             min_component=self.min_component,
             border=self.border,
-            confidence=self.confidence,
         )
 
     def extra_repr(self) -> str:

@@ -43,8 +43,8 @@ class Objective(nn.Module):
         class_weights: C factors on the voxel loss ("ce" or "focal"); the mean still divides by the number of
             voxels, not by the summed weights.
         focal_gamma: exponent of the focal loss.
-        alpha, beta, bootstrap, gate, min_component, border, confidence, expected_miss_rate, beta_ramp: the
-            lopsided loss, see `LopsidedBootstrapLoss`.
+        alpha, beta, bootstrap, gate, min_component, border, expected_miss_rate, beta_ramp: the lopsided
+            loss, see `LopsidedBootstrapLoss`.
         teacher: who is asked which background labels the lopsided loss overrules: "self", or "average", a
             copy of the network with averaged weights, whose logits the training loop then passes along.
         dice: weight of the soft Dice term; None is 1, or 0 beside the lopsided loss.
@@ -106,7 +106,6 @@ class Objective(nn.Module):
         gate: Gate = "voxel",
         min_component: int = 1,
         border: int = 0,
-        confidence: float = 0.5,
         expected_miss_rate: float | None = None,
         beta_ramp: Sequence[float] | None = None,
         teacher: Literal["self", "average"] = "self",
@@ -152,13 +151,11 @@ class Objective(nn.Module):
             raise ValueError(f"voxel must be 'ce', 'lopsided' or 'focal', not {voxel!r}")
         if expected_miss_rate is not None:
             beta = beta_from_miss_rate(expected_miss_rate, alpha)
-        check_lopsided(alpha, beta, bootstrap, gate, border, confidence)
+        check_lopsided(alpha, beta, bootstrap, gate, border)
         self.num_classes = num_classes
         self.voxel = voxel
         self.ce = ce
-        self.voxel_loss = VoxelLoss(
-            voxel, alpha, beta, bootstrap, gate, min_component, border, confidence, focal_gamma
-        )
+        self.voxel_loss = VoxelLoss(voxel, alpha, beta, bootstrap, gate, min_component, border, focal_gamma)
         self.beta_ramp = check_window("beta_ramp", beta_ramp)
         self.teacher = teacher
         # Dice pulls the missed lesions back, so the lopsided loss stands alone unless told otherwise.

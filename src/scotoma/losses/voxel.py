@@ -44,7 +44,6 @@ class VoxelLoss:
     gate: Gate = "voxel"
     min_component: int = 1
     border: int = 0
-    confidence: float = 0.5
     focal_gamma: float = 2.0
     fused: bool = True
 
@@ -78,7 +77,6 @@ class VoxelLoss:
                 self.gate,
                 self.min_component,
                 self.border,
-                self.confidence,
             )
         else:
             loss = (
@@ -97,13 +95,6 @@ class VoxelLoss:
             rule = focal_rule(fused, self.focal_gamma)
         else:
             rule, boot = fused_lopsided(
-                fused,
-                self.alpha,
-                beta,
-                teacher,
-                self.gate,
-                self.min_component,
-                self.border,
-                self.confidence,
+                fused, self.alpha, beta, teacher, self.gate, self.min_component, self.border
             )
         return Voxels(rule.value, boot, lambda w, dice, dw: fused.sums(rule, w, dice, dw))
