@@ -153,6 +153,19 @@ def run_tasks(name: str, heading: str, tasks: Sequence[Task], steps: int) -> Non
     _write(name, heading, tasks, work, options.steps)
 
 
+def run_method(work: Path, task: Task, method: Method, seed: int, steps: int) -> Path:
+    """The run folder of a method, judged on the test cases; trained now unless it is there.
+
+    Args:
+        work: the folder of a benchmark's runs of that many steps.
+    """
+    run = _folder(work, task, method, seed)
+    if not _evaluation(run, "test").is_file():
+        data, settings = _material(work, task, method, seed, steps)
+        run_once(method.recipe, data, real_data(task.folder), run, settings, "test", method.objective)
+    return run
+
+
 def segmentation_figures(content: dict[str, Any]) -> Figures:
     """Mean over cases and classes, and whether the run collapsed."""
     summary = content["summary"]["all classes" if len(content["classes"]) > 2 else content["classes"][1]]
