@@ -195,8 +195,8 @@ def lesion_figures(content: dict[str, Any]) -> Figures:
 
 
 def collapsed(content: dict[str, Any]) -> bool:
-    """Whether for some class nothing was found, or the masks are hardly better than calling all of the
-    image that class (a precision below twice the class's share)."""
+    """Whether for some class no more than a hundredth of its voxels was found, or the masks are hardly better
+    than calling all of the image that class (a precision below twice the class's share)."""
     for name in content["classes"][1:]:
         found = truth = voxels = predicted = 0
         for case in content["cases"]:
@@ -208,7 +208,7 @@ def collapsed(content: dict[str, Any]) -> bool:
             for n in case["shape"]:
                 size *= n
             voxels += size - case["ignored_voxels"]
-        if found == 0 or found / predicted < min(0.5, 2 * truth / voxels):
+        if found <= 0.01 * truth or found / predicted < min(0.5, 2 * truth / voxels):
             return True
     return False
 
