@@ -41,7 +41,7 @@ RARE_SHARE = 2e-2
 """Below this share of the voxels a class's outputs start at its share."""
 
 _HINDRANCE = 1.3
-"""On a processor, loading and training hinder each other by this much (measured on two cores)."""
+"""On a processor, training and loader processes hinder each other by this much (measured on two cores)."""
 
 
 def fit(
@@ -333,4 +333,5 @@ def time_steps(
     step_seconds = sorted(times[4:])[2]
     # A validation batch is a forward pass, about a third of a step.
     validations = training.validation_patches / plan.batch / 3 / training.epoch_steps
-    return step_seconds * (1 + validations) * (1.0 if device.type == "cuda" else _HINDRANCE)
+    hindered = device.type != "cuda" and loader_workers(training.workers) > 0
+    return step_seconds * (1 + validations) * (_HINDRANCE if hindered else 1.0)
