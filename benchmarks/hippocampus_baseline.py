@@ -139,7 +139,13 @@ def main() -> None:
         seconds, steps = (spread([r[key] for r in mine], 0) for key in ("training_seconds", "steps"))
         plain, flips = (spread([r[key] for r in mine]) for key in ("mean_dice", "mean_dice_flips"))
         lines.append(f"| {budget} | {steps} | {seconds} | {plain} | {flips} |")
-    lines += ["", f"{rows[0]['cases']} test cases; mean and range over {options.seeds} seeds.", ""]
+    lines += [
+        "",
+        f"{rows[0]['cases']} test cases; {options.seeds} seeds, mean and range."
+        if options.seeds > 1
+        else f"{rows[0]['cases']} test cases; one seed.",
+        "",
+    ]
     name = f"hippocampus_baseline_{unit}{kind.replace('-', '_')}"
     write_results(
         name,
