@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -160,6 +162,26 @@ def test_a_time_budget_becomes_steps(volumes, tmp_path):
     steps = load_settings(file=out / "config.yaml").training
     assert steps.minutes is None
     assert steps.steps >= 20
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU loading hinders nothing")
+def test_a_step_takes_longer_beside_loader_processes_alone(volumes, tmp_path, monkeypatch):
+    from scotoma.training import fit
+
+    ticks, measured, time_steps = itertools.count(), [], fit.time_steps
+    clock = SimpleNamespace(perf_counter=lambda: next(ticks), monotonic=time.monotonic)  # a step takes 1 s
+
+    def with_and_without(settings, *rest):
+        for workers in (0, 1):
+            settings.training.workers = workers
+            measured.append(time_steps(settings, *rest))
+        settings.training.workers = 0
+        return 0.03
+
+    monkeypatch.setattr(fit, "time", clock)
+    monkeypatch.setattr(fit, "time_steps", with_and_without)
+    train(volumes, quick(**{"training.minutes": 0.02, "training.epoch_steps": 20}), tmp_path / "run")
+    assert 1 <= measured[0] < measured[1] == pytest.approx(1.3 * measured[0])
 
 
 @pytest.mark.parametrize("architecture", ["resunet", "segresnet"])
