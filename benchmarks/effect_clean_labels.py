@@ -73,7 +73,6 @@ TASKS = [
             ("haemorrhages", "haemorrhages", None),
             ("soft-exudates", "soft_exudates", 400),
             ("optic-disc", "optic_disc", 400),
-            ("optic-disc-long", "optic_disc", 2400),
         )
     ),
 ]

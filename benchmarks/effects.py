@@ -160,9 +160,8 @@ def run_method(work: Path, task: Task, method: Method, seed: int, steps: int) ->
         work: the folder of a benchmark's runs of that many steps.
     """
     run = _folder(work, task, method, seed)
-    if not _evaluation(run, "test").is_file():
-        data, settings = _material(work, task, method, seed, steps)
-        run_once(method.recipe, data, real_data(task.folder), run, settings, "test", method.objective)
+    data, settings = _material(work, task, method, seed, steps)
+    run_once(method.recipe, data, real_data(task.folder), run, settings, objective=method.objective)
     return run
 
 

@@ -164,7 +164,6 @@ def test_a_time_budget_becomes_steps(volumes, tmp_path):
     assert steps.steps >= 20
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU loading hinders nothing")
 def test_a_step_takes_longer_beside_loader_processes_alone(volumes, tmp_path, monkeypatch):
     from scotoma.training import fit
 
@@ -181,7 +180,8 @@ def test_a_step_takes_longer_beside_loader_processes_alone(volumes, tmp_path, mo
     monkeypatch.setattr(fit, "time", clock)
     monkeypatch.setattr(fit, "time_steps", with_and_without)
     train(volumes, quick(**{"training.minutes": 0.02, "training.epoch_steps": 20}), tmp_path / "run")
-    assert 1 <= measured[0] < measured[1] == pytest.approx(1.3 * measured[0])
+    hindrance = 1.0 if torch.cuda.is_available() else 1.3
+    assert 1 <= measured[0] == pytest.approx(measured[1] / hindrance)
 
 
 @pytest.mark.parametrize("architecture", ["resunet", "segresnet"])
