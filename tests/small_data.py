@@ -17,8 +17,19 @@ QUICK = {
 """Settings of a training that takes a few seconds."""
 
 
-def write_blobs(root: Path, cases: int = 8, size: int = 64, seed: int = 0, volumes: bool = False) -> Path:
-    """A small dataset of bright discs (or balls) on noise, in the layout images/ + labels/."""
+def write_blobs(
+    root: Path,
+    cases: int = 8,
+    size: int = 64,
+    seed: int = 0,
+    volumes: bool = False,
+    count: int = 4,
+    radii: tuple[float, float] = (0.06, 0.14),
+) -> Path:
+    """A small dataset of bright discs (or balls) on noise, in the layout images/ + labels/.
+
+    `count` discs an image, with radii in shares of its size.
+    """
     import numpy as np
 
     rng = np.random.default_rng(seed)
@@ -29,8 +40,8 @@ def write_blobs(root: Path, cases: int = 8, size: int = 64, seed: int = 0, volum
         shape = (size,) * d
         axes = np.meshgrid(*[np.arange(s) for s in shape], indexing="ij")
         mask = np.zeros(shape, dtype=np.uint8)
-        for _ in range(4):
-            centre, radius = rng.uniform(0.15, 0.85, d) * size, rng.uniform(0.06, 0.14) * size
+        for _ in range(count):
+            centre, radius = rng.uniform(0.15, 0.85, d) * size, rng.uniform(*radii) * size
             mask |= (sum((a - c) ** 2 for a, c in zip(axes, centre, strict=True)) < radius**2).astype(
                 np.uint8
             )

@@ -182,6 +182,19 @@ def test_alarms_and_doubted_labels_are_warned_about(better_run, tmp_path):
     assert "Their labels are doubted" in words
 
 
+@pytest.mark.parametrize(
+    ("rate", "said"),
+    [("0.312", "At least 31 % of the lesions are missing"), ("0.02", "no sign that lesions are missing")],
+)
+def test_what_a_run_measured_about_its_masks_is_told(better_run, tmp_path, rate, said):
+    copy = tmp_path / "run"
+    shutil.copytree(better_run, copy)
+    header, *rows = (copy / "metrics.csv").read_text().splitlines()
+    lines = [f"{header},train_miss_rate", *(f"{row}," for row in rows[:-1]), f"{rows[-1]},{rate}"]
+    (copy / "metrics.csv").write_text("\n".join(lines) + "\n")
+    assert said in Page(build_report(copy).read_text("utf-8")).text
+
+
 def test_a_moved_run_still_shows_its_predictions(run, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(run, moved)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from resuming import interrupted_and_resumed
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -17,7 +18,6 @@ from scotoma.data.plan import read_plan
 from scotoma.errors import SettingsError
 from scotoma.networks.segmenter import Segmenter, build_segmenter
 from scotoma.training.average import AveragedSegmenter
-from scotoma.training.callbacks import SaveEveryEpoch
 from scotoma.training.checkpoint import SafetensorsCheckpointIO
 from scotoma.training.fit import build_module
 from scotoma.training.train import train
@@ -32,25 +32,6 @@ def settings_of(recipe="baseline", **changes):
 def step(segmenter, generator):
     for p in segmenter.parameters():
         p.add_(torch.randn(p.shape, generator=generator))
-
-
-class Interrupted(Exception):
-    pass
-
-
-def interrupted_and_resumed(data, settings, out, monkeypatch):
-    """A run that ended after its first epoch and was resumed."""
-    save = SaveEveryEpoch.on_train_epoch_end
-
-    def interrupt(self, trainer, module):
-        save(self, trainer, module)
-        raise Interrupted
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SaveEveryEpoch, "on_train_epoch_end", interrupt)
-        with pytest.raises(Interrupted):
-            train(data, settings, out)
-    return train(data, settings, out, resume=True)
 
 
 def test_it_follows_the_formula():

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from resuming import interrupted_and_resumed
 from safetensors.torch import load_file
 
 from scotoma.config import load_settings, recipe_names
 from scotoma.data.plan import read_plan
 from scotoma.errors import SettingsError
 from scotoma.networks.extractors import random_extractor
-from scotoma.training.callbacks import SaveEveryEpoch
 from scotoma.training.fit import build_module, contrasted_stages
 from scotoma.training.module import to_unit_range
 from scotoma.training.train import train
@@ -54,21 +54,7 @@ def test_recipe_trains_and_logs_its_terms(recipe, kind, request, tmp_path):
 def test_recipe_resumes_where_it_was(recipe, pictures, tmp_path, monkeypatch):
     """Interrupted between two epochs: the image queue and the calibrated weight go on too."""
     whole = train(pictures, settings_of(recipe), tmp_path / "whole")
-
-    class Interrupted(Exception):
-        pass
-
-    def interrupt(self, trainer, module):
-        save(self, trainer, module)
-        raise Interrupted
-
-    save = SaveEveryEpoch.on_train_epoch_end
-    with monkeypatch.context() as patch:
-        patch.setattr(SaveEveryEpoch, "on_train_epoch_end", interrupt)
-        with pytest.raises(Interrupted):
-            train(pictures, settings_of(recipe), tmp_path / "part")
-    assert not (tmp_path / "part" / "model.safetensors").exists()
-    part = train(pictures, settings_of(recipe), tmp_path / "part", resume=True)
+    part = interrupted_and_resumed(pictures, settings_of(recipe), tmp_path / "part", monkeypatch)
     first, second = (load_file(p / "checkpoints" / "last.safetensors") for p in (whole, part))
     assert first.keys() == second.keys()
     # Empty places of the image queue are NaN.

@@ -7,6 +7,7 @@ classes, in 2-D and 3-D.
 from .common import NonFiniteLossError
 from .features import FeatureCollector
 from .lopsided import LopsidedBootstrapLoss, beta_from_miss_rate, lopsided_bootstrap_loss
+from .miss_rate import MissRate, estimate_miss_rate
 from .objective import Objective, prior_bias
 from .patch_dragsaw import PatchDragsawLoss, patch_dragsaw_loss
 from .siamese_content import SiameseContentLoss
@@ -15,12 +16,14 @@ from .topk_bottom_sigma import TopKBottomSigmaLoss
 __all__ = [
     "FeatureCollector",
     "LopsidedBootstrapLoss",
+    "MissRate",
     "NonFiniteLossError",
     "Objective",
     "PatchDragsawLoss",
     "SiameseContentLoss",
     "TopKBottomSigmaLoss",
     "beta_from_miss_rate",
+    "estimate_miss_rate",
     "lopsided_bootstrap_loss",
     "patch_dragsaw_loss",
     "prior_bias",

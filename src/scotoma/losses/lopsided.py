@@ -124,7 +124,7 @@ def fused_lopsided(
             top = torch.maximum(top, teacher[:, c])
         own = chosen - logits[:, 0]
     counted = None
-    if border:
+    if border and alpha != 1:
         counted = near(batch.target > 0, border) & (boot == 0)
     return lopsided_rule(fused, alpha, beta, boot, own, teacher, counted), boot
 

@@ -28,6 +28,9 @@ from .supervision import level_weights, subsample
 from .topk_bottom_sigma import image_means
 from .voxel import Kind, VoxelLoss
 
+_DOUBT = (0.05, 0.15)
+"""Measured miss rates up to which no label is doubted, and from which all the way."""
+
 
 class Objective(nn.Module):
     """Voxel loss -> which voxels count -> loss per image (+ Dice) -> which images count -> auxiliary terms.
@@ -43,8 +46,11 @@ class Objective(nn.Module):
         class_weights: C factors on the voxel loss ("ce" or "focal"); the mean still divides by the number of
             voxels, not by the summed weights.
         focal_gamma: exponent of the focal loss.
-        alpha, beta, bootstrap, gate, min_component, border, expected_miss_rate, beta_ramp: the lopsided
-            loss, see `LopsidedBootstrapLoss`.
+        alpha, beta, bootstrap, gate, min_component, border, beta_ramp: the lopsided loss, see
+            `LopsidedBootstrapLoss`.
+        expected_miss_rate: as there; or "measured": when `beta_ramp` begins the training loop sets
+            `miss_rate`. Below .05, which is noise, alpha then falls to 1 and beta stays there, so that the
+            labels are believed; from .15 both have their values; between, they are interpolated.
         teacher: who is asked which background labels the lopsided loss overrules: "self", or "average", a
             copy of the network with averaged weights, whose logits the training loop then passes along.
         dice: weight of the soft Dice term; None is 1, or 0 beside the lopsided loss.
@@ -71,9 +77,11 @@ class Objective(nn.Module):
     Attributes:
         progress: share of training done, in [0, 1]; all ramps follow it. A training loop sets it before each
             step; 1.0 until then.
+        miss_rate: share of lesions found to be missing, in [0, 1), for "measured"; None until then.
         terms: after each call every term, detached and before its weight, under its own name: the voxel
             loss ("ce", "lopsided" or "focal"), "dice", "content", "dragsaw", "total"; and what to watch:
-            "bootstrapped_share", "trimmed_share", "kept_images", "content_weight".
+            "bootstrapped_share", "miss_rate", "trimmed_share", "kept_images",
+            "content_weight".
 
     Several processes: voxel means, image means, batch Dice and the ranking of images are taken over the
     joined batch, so averaged gradients equal those of one process with all images. Gradient accumulation:
@@ -106,7 +114,7 @@ class Objective(nn.Module):
         gate: Gate = "voxel",
         min_component: int = 1,
         border: int = 0,
-        expected_miss_rate: float | None = None,
+        expected_miss_rate: float | Literal["measured"] | None = None,
         beta_ramp: Sequence[float] | None = None,
         teacher: Literal["self", "average"] = "self",
         dice: float | None = None,
@@ -149,7 +157,13 @@ class Objective(nn.Module):
             raise ValueError(f"num_classes counts the background, so it is at least 2; got {num_classes}")
         if voxel not in ("ce", "lopsided", "focal"):
             raise ValueError(f"voxel must be 'ce', 'lopsided' or 'focal', not {voxel!r}")
-        if expected_miss_rate is not None:
+        self.measures_miss_rate = expected_miss_rate == "measured"
+        self.miss_rate: float | None = None
+        if isinstance(expected_miss_rate, str) and not self.measures_miss_rate:
+            raise ValueError(
+                f"expected_miss_rate must be a share of lesions or 'measured', not {expected_miss_rate!r}"
+            )
+        if isinstance(expected_miss_rate, float | int):
             beta = beta_from_miss_rate(expected_miss_rate, alpha)
         check_lopsided(alpha, beta, bootstrap, gate, border)
         self.num_classes = num_classes
@@ -233,6 +247,11 @@ class Objective(nn.Module):
                 )
             if len(self.class_weights) != self.num_classes:
                 raise ValueError(f"{len(self.class_weights)} class_weights for {self.num_classes} classes")
+        if self.measures_miss_rate and (self.voxel != "lopsided" or self.beta_ramp is None):
+            raise ValueError(
+                "expected_miss_rate 'measured' goes with the lopsided voxel loss and a beta_ramp, at whose"
+                " start it is measured"
+            )
         if self.teacher not in ("self", "average"):
             raise ValueError(f"teacher must be 'self' or 'average', not {self.teacher!r}")
         if self.teacher == "average" and self.voxel != "lopsided":
@@ -251,9 +270,22 @@ class Objective(nn.Module):
             )
 
     @property
+    def current_alpha(self) -> float:
+        """alpha at the present progress."""
+        return 1 + (self.voxel_loss.alpha - 1) * self._doubt
+
+    @property
     def current_beta(self) -> float:
         """beta at the present progress."""
-        return 1 + (self.voxel_loss.beta - 1) * ramp(self.progress, self.beta_ramp)
+        return 1 + (self.voxel_loss.beta - 1) * self._doubt * ramp(self.progress, self.beta_ramp)
+
+    @property
+    def _doubt(self) -> float:
+        """How much of the way from 1 alpha and beta go, in [0, 1]."""
+        if self.miss_rate is None:
+            return 1.0
+        none, full = _DOUBT
+        return min(1.0, max(0.0, (self.miss_rate - none) / (full - none)))
 
     @property
     def ranks_within_batch(self) -> bool:
@@ -292,6 +324,8 @@ class Objective(nn.Module):
         levels = [full_precision(level) for level in ([logits] if isinstance(logits, Tensor) else logits)]
         target = class_map(target, levels[0].shape[2:])
         terms, shares = self._segmentation_terms(levels, target, teacher_logits)
+        if self.miss_rate is not None:
+            shares["miss_rate"] = levels[0].new_tensor(self.miss_rate)
         total = torch.stack([self._weight(name) * value for name, value in terms.items()]).sum()
 
         strength = ramp(self.progress, self.content_ramp)
@@ -364,7 +398,7 @@ class Objective(nn.Module):
         importance = None
         if self.class_weights is not None:
             importance = self.class_weights.to(batch.logits.dtype)[batch.target.clamp(min=0)]
-        voxels = self.voxel_loss(batch, self.current_beta, teacher, importance)
+        voxels = self.voxel_loss(batch, self.current_alpha, self.current_beta, teacher, importance)
         kept = self.selection.voxel_weights(voxels.value, batch)
         dice_weight = kept
         shares: dict[str, Tensor] = {}

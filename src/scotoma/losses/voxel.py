@@ -50,6 +50,7 @@ class VoxelLoss:
     def __call__(
         self,
         batch: Batch,
+        alpha: float | None = None,
         beta: float | None = None,
         teacher: Tensor | None = None,
         weight: Tensor | None = None,
@@ -58,19 +59,20 @@ class VoxelLoss:
 
         Args:
             batch: prepared logits and target.
-            beta: instead of the one in the settings, while it ramps.
+            alpha, beta: instead of those in the settings, while they ramp.
             teacher: (B, C, *S) logits that guide the bootstrap.
             weight: (B, *S) factor of each voxel's loss.
         """
+        alpha = self.alpha if alpha is None else alpha
         beta = self.beta if beta is None else beta
         simple = self.kind != "lopsided" or beta == 1 or self.bootstrap == "hard"
         if self.fused and simple and weight is None:
-            return self._fused(batch, beta, teacher)
+            return self._fused(batch, alpha, beta, teacher)
         boot = None
         if self.kind == "lopsided":
             loss, boot = voxel_lopsided(
                 batch,
-                self.alpha,
+                alpha,
                 beta,
                 self.bootstrap,
                 teacher,
@@ -86,7 +88,7 @@ class VoxelLoss:
         return Voxels(loss.detach(), boot, lambda w, dice, dw: plain_sums(loss, batch, w, dice, dw))
 
     @torch.no_grad()
-    def _fused(self, batch: Batch, beta: float, teacher: Tensor | None) -> Voxels:
+    def _fused(self, batch: Batch, alpha: float, beta: float, teacher: Tensor | None) -> Voxels:
         fused = FusedBatch(batch)
         boot = None
         if self.kind == "ce":
@@ -95,6 +97,6 @@ class VoxelLoss:
             rule = focal_rule(fused, self.focal_gamma)
         else:
             rule, boot = fused_lopsided(
-                fused, self.alpha, beta, teacher, self.gate, self.min_component, self.border
+                fused, alpha, beta, teacher, self.gate, self.min_component, self.border
             )
         return Voxels(rule.value, boot, lambda w, dice, dw: fused.sums(rule, w, dice, dw))

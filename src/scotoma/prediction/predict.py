@@ -95,6 +95,11 @@ class MovedStem(nn.Module):
         return logits
 
 
+def as_model(network: nn.Module, plan: Plan) -> nn.Module:
+    """The network as `predict_slabs` calls it."""
+    return SliceNetwork(network) if plan.network.dims == 2 else network
+
+
 @dataclass
 class Predictor:
     """Trained models and everything an image needs on its way to them and back.
@@ -159,8 +164,7 @@ class Predictor:
             network = (
                 MovedStem(segmenter) if prediction.smooth_stem and max(segmenter.stem) > 1 else segmenter
             )
-            model = SliceNetwork(network) if plan.network.dims == 2 else network
-            models.append(model.to(device).eval())
+            models.append(as_model(network, plan).to(device).eval())
         on_gpu = device.startswith("cuda")
         return cls(
             models,

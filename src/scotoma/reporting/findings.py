@@ -227,6 +227,15 @@ def doubts_missing(run: Run) -> bool:
 def run_warnings(run: Run) -> list[str]:
     """What the training itself had to complain about."""
     out = [f"Collapse: {alarm}" for alarm in run.alarms]
+    measured = [rate for rate in run.metrics.get("train_miss_rate", []) if rate is not None]
+    if measured and doubts_missing(run):
+        out.append(
+            f"At least {percent(measured[-1])} of the lesions are missing from the masks it learned from, by"
+            " its own detections; it doubted the background from then on."
+            if measured[-1] > 0.05
+            else "Its detections gave no sign that lesions are missing from the masks it learned from, so it"
+            " believed them, as `baseline` does."
+        )
     if doubts_missing(run) and (run.settings.get("training") or {}).get("select") == "best":
         out.append(
             "The weights kept are those with the best Dice on validation labels from which lesions may be"

@@ -32,6 +32,7 @@ from scotoma.training.callbacks import (
 from scotoma.training.checkpoint import SafetensorsCheckpointIO
 from scotoma.training.engine import EarlyStopping, TensorBoardLogger, Trainer
 from scotoma.training.extractor import needs_extractor
+from scotoma.training.miss_rate import MeasureMissRate
 from scotoma.training.module import SegmentationModule
 from scotoma.training.run import RunFolder, new_segmenter
 
@@ -85,6 +86,8 @@ def fit(
     keep = KeepWeights(run.best, training.select)
     table = MetricsTable(run.metrics)
     callbacks: list[Any] = [keep, collapse, table]
+    if module.objective.measures_miss_rate:
+        callbacks.append(MeasureMissRate(train, validation, plan, settings))
     if not progress_bar:
         callbacks.append(SayEveryEpoch(table))
     if training.early_stopping:

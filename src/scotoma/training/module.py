@@ -81,8 +81,13 @@ class SegmentationModule(LightningModule):
                 teacher = self.average(batch["image"])
         return self.objective(logits, batch["label"], image=image, features=features, teacher_logits=teacher)
 
+    @property
+    def progress(self) -> float:
+        """Share of the optimiser's steps that are done."""
+        return min(1.0, self.global_step / max(1, self.total_steps))
+
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
-        self.objective.progress = min(1.0, self.global_step / max(1, self.total_steps))
+        self.objective.progress = self.progress
         try:
             loss = self.loss(batch)
         except NonFiniteLossError as error:

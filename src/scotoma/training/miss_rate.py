@@ -1,0 +1,169 @@
+"""Measures during training how many lesions are missing from the masks."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from scotoma.config import Settings
+from scotoma.data.labels import IGNORE
+from scotoma.data.plan import Plan
+from scotoma.data.preprocess import CachedCase
+from scotoma.losses import MissRate, estimate_miss_rate
+from scotoma.networks.segmenter import Segmenter
+from scotoma.prediction.predict import as_model
+from scotoma.prediction.sliding_window import predict_slabs, slab_axis
+from scotoma.training.engine import Callback, LightningModule, Trainer
+from scotoma.training.module import SegmentationModule
+
+log = logging.getLogger("scotoma")
+
+
+_SMALLEST = 3
+"""Detections of fewer voxels are crumbs."""
+
+_BUDGET = 0.2
+"""Voxels to predict, as a share of those the network is trained on in the whole run."""
+
+
+class MeasureMissRate(Callback):
+    """Predicts cases when the objective's `beta_ramp` begins, and tells the objective what their detections
+    say about the masks.
+
+    Training cases are many, so their answer is sharp; but a network that knows its training cases by heart
+    detects what is drawn and nothing else. Validation cases do not have this fault and are few. Either gives
+    a lower bound, and the higher one holds. Of both, so many cases are taken as a tenth of the run's time
+    allows.
+
+    What was measured is part of the training state, so a resumed run goes on with it.
+
+    Args:
+        train, validation: preprocessed cases.
+        plan: patch and classes.
+        settings: overlap, seed, steps.
+    """
+
+    def __init__(
+        self, train: Sequence[CachedCase], validation: Sequence[CachedCase], plan: Plan, settings: Settings
+    ) -> None:
+        training = settings.training
+        budget = _BUDGET * training.steps * training.accumulate * plan.batch * math.prod(plan.patch)
+        self.cases = [
+            _some(cases, budget / 2, settings.seed + n) for n, cases in enumerate((train, validation))
+        ]
+        self.plan, self.overlap = plan, settings.prediction.overlap
+        self.rate: float | None = None
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        assert isinstance(module, SegmentationModule)
+        module.objective.miss_rate = self.rate
+
+    def on_train_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Any, batch_index: int
+    ) -> None:
+        assert isinstance(module, SegmentationModule)
+        objective = module.objective
+        assert objective.beta_ramp is not None
+        if self.rate is not None or module.progress < objective.beta_ramp[0]:
+            return
+        for name, cases in zip(("training", "validation"), self.cases, strict=True):
+            found = self._measure(module.kept, cases)
+            self.rate = max(self.rate or 0.0, found.rate)
+            if trainer.is_global_zero:
+                log.info(
+                    "step %d: %d of %d detections in %d %s cases are drawn; likely %.0f %% of the lesions are"
+                    " missing from the masks, at least %.0f %%",
+                    trainer.global_step,
+                    found.drawn,
+                    found.detections,
+                    len(cases),
+                    name,
+                    100 * found.likely,
+                    100 * found.rate,
+                )
+        objective.miss_rate = self.rate
+
+    def _measure(self, segmenter: Segmenter, cases: Sequence[CachedCase]) -> MissRate:
+        training = segmenter.training
+        segmenter.eval()
+        device = next(segmenter.parameters()).device
+        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        mine: list[np.ndarray] = [np.empty((4, 0))]
+        for number in range(rank, len(cases), world):
+            case = cases[number]
+            found = detections(self._probability(segmenter, case, device), case.label())
+            mine.append(np.vstack([*found, np.full(found.shape[1], number)]))
+        segmenter.train(training)
+        parts: list[Any] = [np.concatenate(mine, 1)]
+        if world > 1:
+            parts = [None] * world
+            dist.all_gather_object(parts, np.concatenate(mine, 1))
+        logits, drawn, sizes, numbers = np.concatenate(parts, 1)
+        return estimate_miss_rate(logits, drawn > 0, sizes, numbers)
+
+    def _probability(self, segmenter: Segmenter, case: CachedCase, device: torch.device) -> np.ndarray:
+        """Probability of any lesion class on the network's grid, float32 (Z, Y, X)."""
+        image, plan = case.image(), self.plan
+        axis = slab_axis(case.shape, plan.patch)
+        lesion = np.empty(case.shape, dtype=np.float32)
+        moved = np.moveaxis(lesion, axis, 0)
+        for start, stop, probabilities in predict_slabs(
+            as_model(segmenter, plan),
+            image,
+            plan.patch,
+            len(plan.classes),
+            overlap=self.overlap,
+            batch=plan.batch if device.type == "cuda" else 1,
+            context=plan.context,
+            axis=axis,
+            device=device,
+        ):
+            moved[start:stop] = np.moveaxis(1 - probabilities[0], axis, 0)
+        return lesion
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rate": self.rate}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rate = state_dict["rate"]
+
+
+def _some(cases: Sequence[CachedCase], voxels: float, seed: int) -> list[CachedCase]:
+    """Cases drawn at random, as many as have that many voxels together, but two at least."""
+    chosen: list[CachedCase] = []
+    for n in np.random.default_rng(seed).permutation(len(cases)):
+        voxels -= math.prod(cases[n].shape)
+        if voxels < 0 and len(chosen) >= 2:
+            break
+        chosen.append(cases[n])
+    return chosen
+
+
+def detections(lesion: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """The connected components above one half, as `estimate_miss_rate` takes them.
+
+    Args:
+        lesion: (Z, Y, X) probability of any lesion class.
+        label: (Z, Y, X) class map; ignored voxels are in no component.
+
+    Returns:
+        (3, N): the largest logit in each, whether it holds a drawn voxel (0 or 1), and its voxels.
+    """
+    import cc3d
+
+    inside = (lesion > 0.5) & (label != IGNORE)
+    components, count = cc3d.connected_components(inside.astype(np.uint8), connectivity=26, return_N=True)
+    where = components[inside]
+    highest = np.full(count + 1, 0.5)
+    np.maximum.at(highest, where, lesion[inside])
+    drawn = np.bincount(where, weights=label[inside] > 0, minlength=count + 1)
+    sizes = np.bincount(where, minlength=count + 1)
+    with np.errstate(divide="ignore"):
+        found = np.vstack([np.log(highest) - np.log1p(-highest), drawn > 0, sizes])
+    return found[:, sizes >= _SMALLEST]

@@ -1,0 +1,95 @@
+"""missing-lesions measures what is missing before it doubts the masks."""
+
+from __future__ import annotations
+
+import csv
+import logging
+
+import numpy as np
+import pytest
+import torch
+from resuming import interrupted_and_resumed
+from safetensors.torch import load_file
+
+from scotoma.config import load_settings
+from scotoma.data.dataset import open_dataset
+from scotoma.imperfections.corrupt import corrupt_dataset
+from scotoma.training.miss_rate import detections
+from scotoma.training.train import label_map_of, train
+from small_data import QUICK, write_blobs
+
+LONGER = {
+    **QUICK,
+    "training.steps": 150,
+    "training.epoch_steps": 25,
+    "training.learning_rate": 1e-2,
+    "training.select": "last",
+    "plan.batch": 4,
+    "objective.beta_ramp": [0.5, 0.8],
+}
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
+    return write_blobs(tmp_path_factory.mktemp("blobs") / "complete", cases=60, count=8, radii=(0.03, 0.06))
+
+
+@pytest.fixture(scope="module")
+def hidden(complete):
+    dataset = open_dataset(complete)
+    corrupt_dataset(
+        dataset, label_map_of(dataset, load_settings()), complete.parent / "hidden", missing_lesions=0.5
+    )
+    return complete.parent / "hidden"
+
+
+def rates(run):
+    """Of all epochs, None before it was measured."""
+    cells = [row.get("train_miss_rate") for row in csv.DictReader((run / "metrics.csv").open())]
+    return [float(cell) if cell else None for cell in cells]
+
+
+def settings_of(**changes):
+    return load_settings("missing-lesions", overrides={**LONGER, **changes})
+
+
+@pytest.fixture(scope="module")
+def doubting(hidden):
+    return train(hidden, settings_of(), hidden.parent / "doubting")
+
+
+def test_missing_lesions_are_noticed_and_doubted(doubting):
+    found = rates(doubting)
+    assert found[:3] == [None, None, None]
+    assert 0.15 < found[3] < 0.6
+    assert len(set(found[3:])) == 1
+
+
+def test_complete_masks_are_believed(complete, tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "scotoma"):
+        run = train(complete, settings_of(), tmp_path / "run")
+    assert rates(run)[-1] == 0
+    assert "validation cases are drawn; likely 0 % of the lesions" in caplog.text
+
+
+def test_resumed_after_the_measurement_it_goes_on_with_it(pictures, tmp_path, monkeypatch):
+    changes = {**QUICK, "objective.beta_ramp": [0.1, 0.5]}
+    whole = train(pictures, settings_of(**changes), tmp_path / "whole")
+    part = interrupted_and_resumed(pictures, settings_of(**changes), tmp_path / "part", monkeypatch)
+    assert rates(whole) == rates(part)
+    first, second = (load_file(p / "checkpoints" / "last.safetensors") for p in (whole, part))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_detections_are_components_above_one_half():
+    lesion, label = np.zeros((1, 9, 9), np.float32), np.zeros((1, 9, 9), np.uint8)
+    lesion[0, 0, :4] = [0.6, 0.9, 0.8, 0.5]
+    lesion[0, 4, 4:8], label[0, 4, 7] = 0.75, 2
+    lesion[0, 8, :3], label[0, 8, 2] = 0.99, 255  # two voxels are left: a crumb
+    lesion[0, 7:, 8] = 1.0  # another
+    logits, drawn, sizes = detections(lesion, label)
+    np.testing.assert_allclose(logits, np.log([9, 3]), rtol=1e-5)
+    assert drawn.tolist() == [0, 1]
+    assert sizes.tolist() == [3, 4]
+    assert detections(np.zeros_like(lesion), label).shape == (3, 0)
