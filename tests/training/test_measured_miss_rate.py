@@ -70,6 +70,7 @@ def test_complete_masks_are_believed(complete, tmp_path, caplog):
         run = train(complete, settings_of(), tmp_path / "run")
     assert rates(run)[-1] == 0
     assert "validation cases are drawn; likely 0 % of the lesions" in caplog.text
+    assert "believed from here on" in caplog.text
 
 
 def test_resumed_after_the_measurement_it_goes_on_with_it(pictures, tmp_path, monkeypatch):

@@ -32,7 +32,7 @@ from scotoma.training.callbacks import (
 from scotoma.training.checkpoint import SafetensorsCheckpointIO
 from scotoma.training.engine import EarlyStopping, TensorBoardLogger, Trainer
 from scotoma.training.extractor import needs_extractor
-from scotoma.training.miss_rate import MeasureMissRate
+from scotoma.training.miss_rate import MEASURING, MeasureMissRate
 from scotoma.training.module import SegmentationModule
 from scotoma.training.run import RunFolder, new_segmenter
 
@@ -301,7 +301,7 @@ def loader_workers(wanted: int | None) -> int:
 def time_steps(
     settings: Settings, plan: Plan, train: Sequence[CachedCase], extractor: Path | None = None
 ) -> float:
-    """Seconds of a training step on this machine, with its share of loading and of the validations.
+    """Seconds of a training step on this machine, with its share of loading, validations and measuring.
 
     Loading counts in full although other processes do it: on a processor they take their time from training.
     Median of a few steps after warming up.
@@ -337,4 +337,5 @@ def time_steps(
     # A validation batch is a forward pass, about a third of a step.
     validations = training.validation_patches / plan.batch / 3 / training.epoch_steps
     hindered = device.type != "cuda" and loader_workers(training.workers) > 0
-    return step_seconds * (1 + validations) * (_HINDRANCE if hindered else 1.0)
+    measuring = MEASURING if module.objective.measures_miss_rate else 0.0
+    return step_seconds * (1 + validations + measuring) * (_HINDRANCE if hindered else 1.0)
