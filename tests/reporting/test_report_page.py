@@ -14,6 +14,8 @@ from report_samples import ODD_CASE, write_run
 from scotoma.data.labels import LabelMap
 from scotoma.errors import InputError
 from scotoma.evaluation.folds import merge_folds
+from scotoma.losses import objective
+from scotoma.reporting import findings
 from scotoma.reporting.report import build_report, compare_report
 from scotoma.reporting.wording import decimals
 
@@ -184,7 +186,7 @@ def test_alarms_and_doubted_labels_are_warned_about(better_run, tmp_path):
 
 @pytest.mark.parametrize(
     ("rate", "said"),
-    [("0.312", "At least 31 % of the lesions are missing"), ("0.02", "no sign that lesions are missing")],
+    [("0.312", "At least 31 % of the lesions are missing"), ("0.02", "no evidence that lesions are missing")],
 )
 def test_what_a_run_measured_about_its_masks_is_told(better_run, tmp_path, rate, said):
     copy = tmp_path / "run"
@@ -193,6 +195,7 @@ def test_what_a_run_measured_about_its_masks_is_told(better_run, tmp_path, rate,
     lines = [f"{header},train_miss_rate", *(f"{row}," for row in rows[:-1]), f"{rows[-1]},{rate}"]
     (copy / "metrics.csv").write_text("\n".join(lines) + "\n")
     assert said in Page(build_report(copy).read_text("utf-8")).text
+    assert findings.DOUBT == objective.DOUBT
 
 
 def test_a_moved_run_still_shows_its_predictions(run, tmp_path):

@@ -139,7 +139,12 @@ def test_all_processes_hold_the_same_average(pictures, tmp_path, monkeypatch):
     assert kept.keys() == {k.removeprefix("module.") for k in first} - {"n_averaged"}
 
 
-TEACHER = {"variant": "teacher", "objective.beta_ramp": [0.0, 0.1], "training.average": 0.9}
+TEACHER = {
+    "variant": "teacher",
+    "objective.beta_ramp": [0.0, 0.1],
+    "objective.expected_miss_rate": None,
+    "training.average": 0.9,
+}
 
 
 def taught_module(run, **changes):

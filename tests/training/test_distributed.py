@@ -43,7 +43,7 @@ def gradients(data, run, rank, world, recipe):
     segmenter = new_segmenter(plan).train()
     network = DistributedDataParallel(segmenter) if world > 1 else segmenter
     objective = build_objective(settings, plan)
-    objective.progress, objective.miss_rate = 0.5, 0.3
+    objective.progress, objective.miss_rate = 0.5, 0.1
     teacher = None
     if objective.asks_average:
         with torch.no_grad():

@@ -8,14 +8,20 @@ import logging
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from resuming import interrupted_and_resumed
 from safetensors.torch import load_file
 
 from scotoma.config import load_settings
 from scotoma.data.dataset import open_dataset
+from scotoma.data.preprocess import preprocess
+from scotoma.data.splits import read_split
 from scotoma.imperfections.corrupt import corrupt_dataset
-from scotoma.training.miss_rate import detections
-from scotoma.training.train import label_map_of, train
+from scotoma.losses import MissRate
+from scotoma.training.miss_rate import MeasureMissRate, detections
+from scotoma.training.run import RunFolder
+from scotoma.training.train import label_map_of, open_data, train
 from small_data import QUICK, write_blobs
 
 LONGER = {
@@ -74,13 +80,47 @@ def test_complete_masks_are_believed(complete, tmp_path, caplog):
 
 
 def test_resumed_after_the_measurement_it_goes_on_with_it(pictures, tmp_path, monkeypatch):
+    rest = iter([0.1, 0.06, 0.1, 0.06])  # of training and validation cases, of two runs
+
+    def estimate(*detections):
+        return MissRate(next(rest), 0.2, 9, 5)
+
+    monkeypatch.setattr("scotoma.training.miss_rate.estimate_miss_rate", estimate)
     changes = {**QUICK, "objective.beta_ramp": [0.1, 0.5]}
     whole = train(pictures, settings_of(**changes), tmp_path / "whole")
     part = interrupted_and_resumed(pictures, settings_of(**changes), tmp_path / "part", monkeypatch)
     assert rates(whole) == rates(part)
+    assert rates(whole)[-2:] == pytest.approx([0.1, 0.1])
+    assert next(rest, None) is None
     first, second = (load_file(p / "checkpoints" / "last.safetensors") for p in (whole, part))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def one_of_two(rank, run, data, address):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=2)
+    for count in (1, 3):
+        found = measurement(run, data, count)
+        (address.parent / f"{count}-{rank}").write_text(repr(found))
+    dist.destroy_process_group()
+
+
+def measurement(run, data, count):
+    settings, plan = RunFolder(run).settings(), RunFolder(run).read_plan()
+    names = read_split(run / "splits.json").train[:count]
+    cases = {case.id: case for case in open_data(data, settings).train}
+    cached = preprocess([cases[name] for name in names], plan, run / "cache")
+    measure = MeasureMissRate(cached, [], plan, settings)
+    return measure._measure(RunFolder(run).segmenter(), measure.cases[0])
+
+
+def test_processes_share_the_cases_and_agree(doubting, hidden, tmp_path):
+    mp.spawn(one_of_two, (doubting, hidden, tmp_path / "store"), nprocs=2)
+    for count in (1, 3):
+        alone = repr(measurement(doubting, hidden, count))
+        assert "detections=0" not in alone
+        assert [(tmp_path / f"{count}-{rank}").read_text() for rank in (0, 1)] == [alone, alone]
 
 
 def test_detections_are_components_above_one_half():

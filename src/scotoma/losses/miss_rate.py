@@ -17,6 +17,7 @@ import numpy as np
 _SLOPE = 0.4
 _GROUPS = 3
 _GROUP_SIZE = 200
+_HARDLY_DRAWN = 0.05
 _STANDARD_ERRORS = 2
 _BELIEVABLE = 0.6
 _LOGIT_STEP = 0.05
@@ -52,19 +53,20 @@ def estimate_miss_rate(
 
     Maximum likelihood of :math:`P(\text{drawn} | z) = c\,\sigma(a + 0.4 z)` over c and a, for the small, the
     middling and the large third of the detections each, because small lesions are missed above all; for
-    halves or all together where a group would have fewer than 200. A group with n drawn ones then stands for
-    n / c lesions. The standard error is that of the jackknife over cases.
+    halves or all together where a group would have fewer than 200, or hardly any that are drawn. A group with
+    n drawn ones then stands for n / c lesions. The standard error is that of the jackknife over cases.
 
-    Without a floor under the slope a flat share could be that of a network that knows nothing, and c would be
-    open; .4 stands for a network whose logits are two and a half times too large. This and the groups are
-    ours, chosen on development runs (`docs/design.md`). Where the network does not detect what is missing,
-    the rate comes out too low. One that has learned little is wrong with confidence, too, which looks like
-    masks in which hardly anything is drawn; so more than .6 is not believed.
+    If the slope were free, a flat share could be that of a network that knows nothing, and c would be open;
+    .4 stands for a network whose logits are two and a half times too large. This and the groups are ours,
+    chosen on development runs (`docs/design.md`). The rate comes out too low where the network does not
+    detect what is missing, and too high where its logits are larger yet, or where one patient has several
+    cases, which count as independent. A network that has learned little is wrong with confidence, too, which
+    looks like masks in which hardly anything is drawn; so more than .6 is not believed.
 
     Args:
         logits: (N,) the largest logit (lesion against background) in each detection, as after a threshold of
             probability .5; infinite ones are taken as very large.
-        drawn: (N,) whether a drawn lesion touches the detection.
+        drawn: (N,) whether the detection holds a drawn voxel.
         sizes: (N,) in voxels, or any unit.
         cases: (N,) number of the case that the detection is in.
 
@@ -88,12 +90,11 @@ def estimate_miss_rate(
         )
     if not hit.any():
         return MissRate(0.0, 0.0, len(z), 0)
-    groups = min(_GROUPS, max(1, len(z) // _GROUP_SIZE))
-    group = np.searchsorted(np.quantile(size, np.arange(1, groups) / groups), size)
+    group = _by_size(size, hit)
     numbers, case = np.unique(case, return_inverse=True)
     # Place 0 is all cases, place n + 1 all but case n.
     n_drawn, n_lesions = np.zeros((2, len(numbers) + 1))
-    for g in range(groups):
+    for g in range(group.max() + 1):
         here = group == g
         found, lesions = _lesions(z[here], hit[here], case[here], len(numbers))
         n_drawn += found
@@ -104,6 +105,18 @@ def estimate_miss_rate(
     error = np.sqrt((n - 1) / n * ((without_one - without_one.mean()) ** 2).sum())
     rate = max(0.0, likely - _STANDARD_ERRORS * float(error)) if n > 1 and likely <= _BELIEVABLE else 0.0
     return MissRate(round(rate, 3), round(likely, 3), len(z), int(hit.sum()))
+
+
+def _by_size(size: np.ndarray, hit: np.ndarray) -> np.ndarray:
+    """Number of the group that each detection belongs to, (N,)."""
+    groups = min(_GROUPS, max(1, len(size) // _GROUP_SIZE))
+    while True:
+        group = np.searchsorted(np.quantile(size, np.arange(1, groups) / groups), size)
+        share = np.bincount(group, hit, groups) / np.maximum(np.bincount(group, minlength=groups), 1)
+        # n / c of a group in which nothing is drawn would be nothing, however much is missing.
+        if groups == 1 or share.min() >= _HARDLY_DRAWN * share.max():
+            return group
+        groups -= 1
 
 
 def _lesions(z: np.ndarray, hit: np.ndarray, case: np.ndarray, cases: int) -> tuple[np.ndarray, np.ndarray]:

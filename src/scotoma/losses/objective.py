@@ -28,7 +28,7 @@ from .supervision import level_weights, subsample
 from .topk_bottom_sigma import image_means
 from .voxel import Kind, VoxelLoss
 
-_DOUBT = (0.05, 0.15)
+DOUBT = (0.05, 0.15)
 """Measured miss rates up to which no label is doubted, and from which all the way."""
 
 
@@ -163,7 +163,7 @@ class Objective(nn.Module):
             raise ValueError(
                 f"expected_miss_rate must be a share of lesions or 'measured', not {expected_miss_rate!r}"
             )
-        if isinstance(expected_miss_rate, float | int):
+        if expected_miss_rate is not None and not isinstance(expected_miss_rate, str):
             beta = beta_from_miss_rate(expected_miss_rate, alpha)
         check_lopsided(alpha, beta, bootstrap, gate, border)
         self.num_classes = num_classes
@@ -247,10 +247,12 @@ class Objective(nn.Module):
                 )
             if len(self.class_weights) != self.num_classes:
                 raise ValueError(f"{len(self.class_weights)} class_weights for {self.num_classes} classes")
-        if self.measures_miss_rate and (self.voxel != "lopsided" or self.beta_ramp is None):
+        if self.measures_miss_rate and (
+            self.voxel != "lopsided" or not self.beta_ramp or not self.beta_ramp[0]
+        ):
             raise ValueError(
-                "expected_miss_rate 'measured' goes with the lopsided voxel loss and a beta_ramp, at whose"
-                " start it is measured"
+                "expected_miss_rate 'measured' goes with the lopsided voxel loss and a beta_ramp that begins"
+                " after the start of training, when it is measured"
             )
         if self.teacher not in ("self", "average"):
             raise ValueError(f"teacher must be 'self' or 'average', not {self.teacher!r}")
@@ -272,19 +274,19 @@ class Objective(nn.Module):
     @property
     def current_alpha(self) -> float:
         """alpha at the present progress."""
-        return 1 + (self.voxel_loss.alpha - 1) * self._doubt
+        return 1 + (self.voxel_loss.alpha - 1) * self.doubt
 
     @property
     def current_beta(self) -> float:
         """beta at the present progress."""
-        return 1 + (self.voxel_loss.beta - 1) * self._doubt * ramp(self.progress, self.beta_ramp)
+        return 1 + (self.voxel_loss.beta - 1) * self.doubt * ramp(self.progress, self.beta_ramp)
 
     @property
-    def _doubt(self) -> float:
+    def doubt(self) -> float:
         """How much of the way from 1 alpha and beta go, in [0, 1]."""
         if self.miss_rate is None:
             return 1.0
-        none, full = _DOUBT
+        none, full = DOUBT
         return min(1.0, max(0.0, (self.miss_rate - none) / (full - none)))
 
     @property

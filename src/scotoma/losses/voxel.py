@@ -91,7 +91,10 @@ class VoxelLoss:
     def _fused(self, batch: Batch, alpha: float, beta: float, teacher: Tensor | None) -> Voxels:
         fused = FusedBatch(batch)
         boot = None
-        if self.kind == "ce":
+        if self.kind == "lopsided" and alpha == beta == 1:  # nothing to look for components for
+            rule = ce_rule(fused)
+            boot = torch.zeros_like(rule.value)
+        elif self.kind == "ce":
             rule = ce_rule(fused)
         elif self.kind == "focal":
             rule = focal_rule(fused, self.focal_gamma)

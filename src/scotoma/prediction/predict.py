@@ -46,7 +46,8 @@ _SHAPING = (
     "normalisation",
     "label_map",
 )
-_PRECISION = {"32": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+PRECISION = {"32": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+"""Of the network's arithmetic on a GPU, by `training.precision`."""
 
 
 class SliceNetwork(nn.Module):
@@ -173,7 +174,7 @@ class Predictor:
             flips=prediction.flips,
             batch=plans[0].batch if on_gpu else 1,
             device=device,
-            dtype=_PRECISION[settings.training.precision] if on_gpu else torch.float32,
+            dtype=PRECISION[settings.training.precision] if on_gpu else torch.float32,
             recipe=settings.recipe,
             run=", ".join(str(r) for r in runs),
             channels=settings.data.channels,

@@ -16,6 +16,8 @@ from scotoma.reporting.wording import count, decimals, interval, percent, signif
 
 Tone = Literal["good", "bad", "neutral"]
 FEW_PATIENTS = 20
+DOUBT = (0.05, 0.15)
+"""`scotoma.losses.objective.DOUBT`, without loading PyTorch for a report."""
 
 
 @dataclass(frozen=True)
@@ -220,20 +222,32 @@ def cautions(evaluation: Evaluation) -> list[str]:
 
 
 def doubts_missing(run: Run) -> bool:
-    """Whether the run's objective supposes that lesions are missing from the labels."""
-    return run.recipe == "missing-lesions" or (run.settings.get("objective") or {}).get("voxel") == "lopsided"
+    """Whether the run's objective supposed to the end that lesions are missing from the labels."""
+    supposed = (
+        run.recipe == "missing-lesions" or (run.settings.get("objective") or {}).get("voxel") == "lopsided"
+    )
+    measured = measured_miss_rate(run)
+    return supposed and (measured is None or measured > DOUBT[0])
+
+
+def measured_miss_rate(run: Run) -> float | None:
+    """The share of lesions that the run found to be missing at least, None where it did not measure."""
+    return next((rate for rate in reversed(run.metrics.get("train_miss_rate", [])) if rate is not None), None)
 
 
 def run_warnings(run: Run) -> list[str]:
     """What the training itself had to complain about."""
     out = [f"Collapse: {alarm}" for alarm in run.alarms]
-    measured = [rate for rate in run.metrics.get("train_miss_rate", []) if rate is not None]
-    if measured and doubts_missing(run):
+    measured = measured_miss_rate(run)
+    if measured is not None and doubts_missing(run):
+        much = "" if measured >= DOUBT[1] else ", a little"
         out.append(
-            f"At least {percent(measured[-1])} of the lesions are missing from the masks it learned from, by"
-            " its own detections; it doubted the background from then on."
-            if measured[-1] > 0.05
-            else "Its detections gave no sign that lesions are missing from the masks it learned from, so it"
+            f"At least {percent(measured)} of the lesions are missing from the masks it learned from, by its"
+            f" own detections; it doubted the background from then on{much}."
+        )
+    elif measured is not None:
+        out.append(
+            "Its detections gave no evidence that lesions are missing from the masks it learned from, so it"
             " believed them, as `baseline` does."
         )
     if doubts_missing(run) and (run.settings.get("training") or {}).get("select") == "best":

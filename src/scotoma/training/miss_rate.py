@@ -17,7 +17,7 @@ from scotoma.data.plan import Plan
 from scotoma.data.preprocess import CachedCase
 from scotoma.losses import MissRate, estimate_miss_rate
 from scotoma.networks.segmenter import Segmenter
-from scotoma.prediction.predict import as_model
+from scotoma.prediction.predict import PRECISION, as_model
 from scotoma.prediction.sliding_window import predict_slabs, slab_axis, window_starts
 from scotoma.training.engine import Callback, LightningModule, Trainer
 from scotoma.training.module import SegmentationModule
@@ -45,7 +45,7 @@ class MeasureMissRate(Callback):
     Training cases are many, so their answer is sharp; but a network that knows its training cases by heart
     detects what is drawn and nothing else. Validation cases do not have this fault and are few. Either gives
     a lower bound, and the higher one holds. Of both, so many cases are taken at random that it costs no
-    more than a sixth of the run's time.
+    more than a sixth of the run's time; but two at least.
 
     What was measured is part of the training state, so a resumed run goes on with it.
 
@@ -59,11 +59,13 @@ class MeasureMissRate(Callback):
         self, train: Sequence[CachedCase], validation: Sequence[CachedCase], plan: Plan, settings: Settings
     ) -> None:
         training = settings.training
-        windows = _BUDGET * training.steps * training.accumulate * plan.batch
+        processes = training.devices * training.nodes
+        windows = _BUDGET * training.steps * training.accumulate * plan.batch * processes
         self.cases = [
             _some(cases, plan, windows / 2, settings.seed + n) for n, cases in enumerate((train, validation))
         ]
         self.plan = plan
+        self.precision = PRECISION[training.precision]
         self.rate: float | None = None
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -93,7 +95,7 @@ class MeasureMissRate(Callback):
                     100 * part.likely,
                     100 * part.rate,
                 )
-            if objective.current_alpha == 1:
+            if objective.doubt == 0:
                 log.info(
                     "that is no evidence: the masks are believed from here on, as by the recipe baseline;"
                     " objective.expected_miss_rate=null doubts them without evidence"
@@ -119,7 +121,7 @@ class MeasureMissRate(Callback):
 
     def _probability(self, segmenter: Segmenter, case: CachedCase, device: torch.device) -> np.ndarray:
         """Probability of any lesion class on the network's grid, float32 (Z, Y, X)."""
-        image, plan = case.image(), self.plan
+        image, plan, on_gpu = case.image(), self.plan, device.type == "cuda"
         axis = slab_axis(case.shape, plan.patch)
         lesion = np.empty(case.shape, dtype=np.float32)
         moved = np.moveaxis(lesion, axis, 0)
@@ -129,10 +131,11 @@ class MeasureMissRate(Callback):
             plan.patch,
             len(plan.classes),
             overlap=_OVERLAP,
-            batch=plan.batch if device.type == "cuda" else 1,
+            batch=plan.batch if on_gpu else 1,
             context=plan.context,
             axis=axis,
             device=device,
+            dtype=self.precision if on_gpu else torch.float32,
         ):
             moved[start:stop] = np.moveaxis(1 - probabilities[0], axis, 0)
         return lesion
