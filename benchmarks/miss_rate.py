@@ -25,10 +25,9 @@ BENCHMARKS = {
     ),
     "effect_clean_labels": (
         effect_clean_labels.TASKS,
-        ("nuclei", "hippocampus", "microaneurysms", "hard-exudates", "hard-exudates-long", "haemorrhages",
-         "optic-disc"),
+        ("nuclei", "hippocampus", "microaneurysms", "hard-exudates", "haemorrhages", "optic-disc"),
     ),
-}  # fmt: skip
+}
 
 
 def measured(work: Path, task: Task, seed: int, steps: int) -> float:
