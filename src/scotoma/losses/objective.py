@@ -252,7 +252,7 @@ class Objective(nn.Module):
         ):
             raise ValueError(
                 "expected_miss_rate 'measured' goes with the lopsided voxel loss and a beta_ramp that begins"
-                " after the start of training, when it is measured"
+                " after the start of training, when it is measured; None does without"
             )
         if self.teacher not in ("self", "average"):
             raise ValueError(f"teacher must be 'self' or 'average', not {self.teacher!r}")
