@@ -80,8 +80,7 @@ class Objective(nn.Module):
         miss_rate: share of lesions found to be missing, in [0, 1), for "measured"; None until then.
         terms: after each call every term, detached and before its weight, under its own name: the voxel
             loss ("ce", "lopsided" or "focal"), "dice", "content", "dragsaw", "total"; and what to watch:
-            "bootstrapped_share", "miss_rate", "trimmed_share", "kept_images",
-            "content_weight".
+            "bootstrapped_share", "miss_rate", "trimmed_share", "kept_images", "content_weight".
 
     Several processes: voxel means, image means, batch Dice and the ranking of images are taken over the
     joined batch, so averaged gradients equal those of one process with all images. Gradient accumulation:
