@@ -50,7 +50,7 @@ def test_small_lesions_that_are_missing_are_seen_among_the_small(missed_below):
 
 
 def test_more_cases_make_it_surer():
-    few, many = (estimate_miss_rate(*detections(0.6, 1, count=100 * n, cases=n)) for n in (4, 60))
+    few, many = (estimate_miss_rate(*detections(0.6, 1, count=100 * n, cases=n)) for n in (10, 60))
     assert many.likely - many.rate < few.likely - few.rate
 
 
@@ -67,16 +67,18 @@ def test_a_network_that_is_wrong_everywhere_is_not_believed():
     assert found.rate == 0
 
 
-def test_one_case_is_no_evidence():
-    logits, drawn, sizes, _ = detections(0.5, 0)
-    assert estimate_miss_rate(logits, drawn, sizes, np.zeros(len(logits))).rate == 0
+@pytest.mark.parametrize("cases", [1, 2, 9])
+def test_a_few_cases_are_no_evidence(cases):
+    logits, drawn, sizes, case = detections(0.5, 0, cases=cases)
+    assert estimate_miss_rate(logits, drawn, sizes, case).rate == 0
+    assert estimate_miss_rate(logits, drawn, sizes, np.arange(len(case)) % 10).rate > 0.2
     assert estimate_miss_rate([], [], [], []) == MissRate(0.0, 0.0, 0, 0)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**31), st.floats(0.2, 1), st.integers(1, 60), st.floats(0.5, 50))
 def test_order_names_of_cases_and_units_of_size_do_not_matter(seed, share, count, unit):
-    logits, drawn, sizes, cases = detections(share, seed % 1000, count=count, cases=5)
+    logits, drawn, sizes, cases = detections(share, seed % 1000, count=count, cases=12)
     order = np.random.default_rng(seed).permutation(count)
     again = estimate_miss_rate(logits[order], drawn[order], sizes[order] * unit, 7 - cases[order])
     found = estimate_miss_rate(logits, drawn, sizes, cases)

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from resuming import interrupted_and_resumed
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from scotoma.config import load_settings
@@ -29,7 +30,6 @@ LONGER = {
     "training.steps": 150,
     "training.epoch_steps": 25,
     "training.learning_rate": 1e-2,
-    "training.select": "last",
     "plan.batch": 4,
     "objective.beta_ramp": [0.5, 0.8],
 }
@@ -69,6 +69,8 @@ def test_missing_lesions_are_noticed_and_doubted(doubting):
     assert found[:3] == [None, None, None]
     assert 0.15 < found[3] < 0.6
     assert len(set(found[3:])) == 1
+    with safe_open(RunFolder(doubting).weights, "pt") as weights:
+        assert weights.metadata()["epoch"] == "5"  # the last, whatever validation on such masks says
 
 
 def test_complete_masks_are_believed(complete, tmp_path, caplog):
@@ -80,7 +82,7 @@ def test_complete_masks_are_believed(complete, tmp_path, caplog):
 
 
 def test_resumed_after_the_measurement_it_goes_on_with_it(pictures, tmp_path, monkeypatch):
-    rest = iter([0.1, 0.06, 0.1, 0.06])  # of training and validation cases, of two runs
+    rest = iter([0.1, 0.06, 0.1, 0.06])  # of all and of validation cases, of two runs
 
     def estimate(*detections):
         return MissRate(next(rest), 0.2, 9, 5)
@@ -112,14 +114,16 @@ def measurement(run, data, count):
     cases = {case.id: case for case in open_data(data, settings).train}
     cached = preprocess([cases[name] for name in names], plan, run / "cache")
     measure = MeasureMissRate(cached, [], plan, settings)
-    return measure._measure(RunFolder(run).segmenter(), measure.cases[0])
+    found = measure._detections(RunFolder(run).segmenter(), measure.cases[0], first=7)
+    return sorted(found.T.tolist())
 
 
 def test_processes_share_the_cases_and_agree(doubting, hidden, tmp_path):
     mp.spawn(one_of_two, (doubting, hidden, tmp_path / "store"), nprocs=2)
     for count in (1, 3):
-        alone = repr(measurement(doubting, hidden, count))
-        assert "detections=0" not in alone
+        found = measurement(doubting, hidden, count)
+        assert {case for *_, case in found} == set(range(7, 7 + count))
+        alone = repr(found)
         assert [(tmp_path / f"{count}-{rank}").read_text() for rank in (0, 1)] == [alone, alone]
 
 

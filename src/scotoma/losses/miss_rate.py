@@ -20,6 +20,7 @@ _GROUP_SIZE = 200
 _HARDLY_DRAWN = 0.05
 _STANDARD_ERRORS = 2
 _BELIEVABLE = 0.6
+_CASES = 10
 _LOGIT_STEP = 0.05
 _SHARES = np.arange(1, 101) / 100
 _SHIFTS = np.arange(-16, 8.05, 0.1)[:, None]
@@ -31,7 +32,8 @@ class MissRate:
 
     Attributes:
         rate: the share of lesions that is missing at least, in [0, .6]: two standard errors below `likely`;
-            0 where there is no more than one case, or where `likely` is beyond belief.
+            0 where there are fewer than ten cases, which do not tell a standard error, or where `likely` is
+            beyond belief.
         likely: the most likely share.
         detections: how many there were.
         drawn: how many of them have a drawn lesion.
@@ -103,7 +105,9 @@ def estimate_miss_rate(
     likely, without_one = float(rates[0]), rates[1:]
     n = len(without_one)
     error = np.sqrt((n - 1) / n * ((without_one - without_one.mean()) ** 2).sum())
-    rate = max(0.0, likely - _STANDARD_ERRORS * float(error)) if n > 1 and likely <= _BELIEVABLE else 0.0
+    rate = max(0.0, likely - _STANDARD_ERRORS * float(error))
+    if n < _CASES or likely > _BELIEVABLE:
+        rate = 0.0
     return MissRate(round(rate, 3), round(likely, 3), len(z), int(hit.sum()))
 
 

@@ -27,7 +27,8 @@ class KeepWeights(Callback):
 
     Args:
         path: safetensors file of the segmenter's weights.
-        select: "best" by `metric`, or "last".
+        select: "best" by `metric`; "last"; or "trusted": the best while the objective believes the masks,
+            the last once it overrules labels, since validation is on masks like these.
         metric: name of the logged value, higher is better.
     """
 
@@ -40,7 +41,11 @@ class KeepWeights(Callback):
         if not _validated(trainer):
             return
         value = float(trainer.callback_metrics[self.metric])
-        if self.select == "best" and value <= self.best:
+        newest = self.select == "last"
+        if self.select == "trusted":
+            assert isinstance(module, SegmentationModule)
+            newest = module.objective.current_beta < 1
+        if not newest and value <= self.best:
             return
         self.best, self.best_epoch = value, trainer.current_epoch
         if trainer.is_global_zero:

@@ -42,10 +42,10 @@ class MeasureMissRate(Callback):
     """Predicts cases when the objective's `beta_ramp` begins, and tells the objective what their detections
     say about the masks.
 
-    Training cases are many, so their answer is sharp; but a network that knows its training cases by heart
-    detects what is drawn and nothing else. Validation cases do not have this fault and are few. Either gives
-    a lower bound, and the higher one holds. Of both, so many cases are taken at random that it costs no
-    more than a sixth of the run's time; but two at least.
+    All cases together are the most there is to learn from; but a network that knows its training cases by
+    heart detects in them what is drawn and nothing else, so validation cases, where there are enough, are
+    asked alone as well. Either gives a lower bound, and the higher one holds. Of both, so many cases are
+    taken at random that it costs no more than a sixth of the run's time; but two at least.
 
     What was measured is part of the training state, so a resumed run goes on with it.
 
@@ -80,20 +80,25 @@ class MeasureMissRate(Callback):
         assert objective.beta_ramp is not None
         if self.rate is not None or module.progress < objective.beta_ramp[0]:
             return
-        found = [self._measure(module.kept, cases) for cases in self.cases]
-        self.rate = objective.miss_rate = max(part.rate for part in found)
+        training, validation = self.cases
+        known = self._detections(module.kept, training)
+        unknown = self._detections(module.kept, validation, first=len(training))
+        measured = {
+            f"{len(training)} training and {len(validation)} validation": _estimate(known, unknown),
+            f"the {len(validation)} validation": _estimate(unknown),
+        }
+        self.rate = objective.miss_rate = max(found.rate for found in measured.values())
         if trainer.is_global_zero:
-            for name, cases, part in zip(("training", "validation"), self.cases, found, strict=True):
+            for cases, found in measured.items():
                 log.info(
-                    "step %d: %d of %d detections in %d %s cases are drawn; likely %.0f %% of the lesions are"
+                    "step %d: %d of %d detections in %s cases are drawn; likely %.0f %% of the lesions are"
                     " missing from the masks, at least %.0f %%",
                     trainer.global_step,
-                    part.drawn,
-                    part.detections,
-                    len(cases),
-                    name,
-                    100 * part.likely,
-                    100 * part.rate,
+                    found.drawn,
+                    found.detections,
+                    cases,
+                    100 * found.likely,
+                    100 * found.rate,
                 )
             if objective.doubt == 0:
                 log.info(
@@ -101,7 +106,9 @@ class MeasureMissRate(Callback):
                     " objective.expected_miss_rate=null doubts them without evidence"
                 )
 
-    def _measure(self, segmenter: Segmenter, cases: Sequence[CachedCase]) -> MissRate:
+    def _detections(self, segmenter: Segmenter, cases: Sequence[CachedCase], first: int = 0) -> np.ndarray:
+        """Of all processes: logits, drawn, sizes as `detections` gives them, and the number of the case,
+        counted from `first`; (4, N)."""
         training = segmenter.training
         segmenter.eval()
         device = next(segmenter.parameters()).device
@@ -110,14 +117,13 @@ class MeasureMissRate(Callback):
         for number in range(rank, len(cases), world):
             case = cases[number]
             found = detections(self._probability(segmenter, case, device), case.label())
-            mine.append(np.vstack([*found, np.full(found.shape[1], number)]))
+            mine.append(np.vstack([*found, np.full(found.shape[1], first + number)]))
         segmenter.train(training)
         parts: list[Any] = [np.concatenate(mine, 1)]
         if world > 1:
             parts = [None] * world
             dist.all_gather_object(parts, np.concatenate(mine, 1))
-        logits, drawn, sizes, numbers = np.concatenate(parts, 1)
-        return estimate_miss_rate(logits, drawn > 0, sizes, numbers)
+        return np.concatenate(parts, 1)
 
     def _probability(self, segmenter: Segmenter, case: CachedCase, device: torch.device) -> np.ndarray:
         """Probability of any lesion class on the network's grid, float32 (Z, Y, X)."""
@@ -145,6 +151,11 @@ class MeasureMissRate(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rate = state_dict["rate"]
+
+
+def _estimate(*found: np.ndarray) -> MissRate:
+    logits, drawn, sizes, cases = np.concatenate(found, 1)
+    return estimate_miss_rate(logits, drawn > 0, sizes, cases)
 
 
 def _some(cases: Sequence[CachedCase], plan: Plan, windows: float, seed: int) -> list[CachedCase]:
