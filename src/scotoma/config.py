@@ -160,8 +160,8 @@ class TrainingSettings(Section):
     )
     select: Literal["best", "last", "trusted"] = Field(
         default="best",
-        description="weights kept: best by validation Dice; last; or trusted: the best while the objective"
-        " believes the masks, the last once it overrules labels",
+        description="weights kept: best by validation Dice; last; or trusted: the last while the objective"
+        " doubts the masks, the best from where it believes them",
     )
     early_stopping: int | None = Field(
         default=None, ge=1, description="epochs without a better validation Dice before the end"

@@ -87,7 +87,10 @@ def validation_curve(runs: dict[str, Run]) -> Figure | None:
     caption = "Fixed patches of the validation cases, all voxels together."
     if one is not None and keeps_best(one):
         x, y = series[0][1], series[0][2]
-        best = x[y.index(max(y))]
+        trusted = one.settings["training"]["select"] == "trusted"
+        # Then validation chooses from where the masks are believed on.
+        first = min(_series(one, "train_miss_rate")[0], default=0) if trusted else 0
+        best = max((e for e in x if e >= first), key=lambda e: y[x.index(e)])
         chart.guide(best, 0, best, 1, "kept")
         caption += " The weights of the epoch marked were kept."
     for n, (_, x, y) in enumerate(series):

@@ -27,8 +27,8 @@ class KeepWeights(Callback):
 
     Args:
         path: safetensors file of the segmenter's weights.
-        select: "best" by `metric`; "last"; or "trusted": the best while the objective believes the masks,
-            the last once it overrules labels, since validation is on masks like these.
+        select: "best" by `metric`; "last"; or "trusted": the last while the objective doubts the masks, since
+            validation is on masks like these, and the best from where it believes them.
         metric: name of the logged value, higher is better.
     """
 
@@ -36,6 +36,7 @@ class KeepWeights(Callback):
         self.path, self.select, self.metric = path, select, metric
         self.best = -1.0
         self.best_epoch = -1
+        self._newest = False
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         if not _validated(trainer):
@@ -44,20 +45,22 @@ class KeepWeights(Callback):
         newest = self.select == "last"
         if self.select == "trusted":
             assert isinstance(module, SegmentationModule)
-            newest = module.objective.current_beta < 1
-        if not newest and value <= self.best:
+            newest = module.objective.doubt > 0
+        # Weights that were kept as the newest are no rival for the first that are to be the best.
+        if value <= self.best and not newest and not self._newest:
             return
-        self.best, self.best_epoch = value, trainer.current_epoch
+        self.best, self.best_epoch, self._newest = value, trainer.current_epoch, newest
         if trainer.is_global_zero:
             assert isinstance(module, SegmentationModule)
             notes = {"epoch": str(self.best_epoch), "selected": self.select, self.metric: f"{value:.6f}"}
             save_weights(self.path, module.kept.state_dict(), notes)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_epoch": self.best_epoch}
+        return {"best": self.best, "best_epoch": self.best_epoch, "newest": self._newest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
+        self._newest = state_dict.get("newest", False)
 
 
 class SaveEveryEpoch(Callback):
