@@ -13,6 +13,7 @@ from laws import inputs
 from torch.testing import assert_close
 
 from scotoma.losses import Objective, TopKBottomSigmaLoss
+from scotoma.losses.common import prepare
 from scotoma.losses.selection import Selection, keep_smallest, order_pair
 
 
@@ -136,7 +137,6 @@ def test_a_small_class_never_loses_more_than_half(smooth, per_class):
 def test_per_class_trims_every_class_by_sigma():
     logits, target, _ = inputs(size=16)
     selection = Selection(sigma=0.25, k=1.0, smooth=False, per_class=True)
-    from scotoma.losses.common import prepare
 
     batch = prepare(logits, target, None)
     weights = selection.voxel_weights(per_voxel(logits, target).view_as(target), batch)
@@ -149,7 +149,6 @@ def test_per_class_trims_every_class_by_sigma():
 @pytest.mark.parametrize("smooth", [True, False])
 @pytest.mark.parametrize("tied", [True, False], ids=["many losses of 0", "no ties"])
 def test_a_class_is_trimmed_as_if_it_stood_alone(smooth, tied):
-    from scotoma.losses.common import prepare
     from scotoma.losses.selection import keep_smallest
 
     logits, target, _ = inputs(size=16)
@@ -172,7 +171,6 @@ def test_a_class_is_trimmed_as_if_it_stood_alone(smooth, tied):
 @pytest.mark.parametrize("per_class", [True, False])
 @pytest.mark.parametrize("sigma", [0.05, 0.4])
 def test_only_losses_above_the_bound_are_dropped(sigma, per_class):
-    from scotoma.losses.common import prepare
 
     logits, target, _ = inputs(size=16)
     loss = per_voxel(logits, target).view_as(target)
@@ -199,6 +197,38 @@ def test_values_tied_at_the_bound_are_kept():
     weights, tau = keep_smallest(values, 2, False, 0.1, drop_above=1.0)
     assert weights.tolist() == [1, 1, 1, 1, 0]
     assert tau == 1
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_objects_in_dispute_as_a_whole_are_not_dropped(dims):
+    depth = (2,) * (dims - 2)
+    label, guess = torch.zeros(2, 1, *depth, 12, 12, dtype=torch.long)
+
+    def draw(target, rows, columns):
+        target[..., rows, columns] = 1
+
+    draw(label, slice(0, 4), slice(0, 3))  # missed by the network
+    draw(guess, slice(0, 4), slice(8, 11))  # missed by the label, or a false alarm
+    draw(label, slice(6, 9), slice(0, 4)), draw(guess, slice(6, 9), slice(1, 5))  # an outline moved aside
+    draw(label, slice(11, 12), slice(8, 10)), draw(label, slice(9, 10), slice(11, 12))  # wrong pixels
+    logits = 10 * F.one_hot(guess, 2).movedim(-1, 1).float()
+    batch = prepare(logits, label, None)
+    disputed = label != guess
+    settings = {"k": 1.0, "smooth": False, "max_class_drop": 1.0, "drop_above": 3.0}
+    sigma, loss = 0.6, per_voxel(logits, label).view(label.shape)
+    without = Selection(sigma, **settings).voxel_weights(loss, batch)
+    assert torch.equal(without == 0, disputed)
+    spared = Selection(sigma, **settings, spare_objects=5).voxel_weights(loss, batch)
+    assert spared[..., :4, :].eq(1).all()
+    assert torch.equal(spared[..., 4:, :] == 0, disputed[..., 4:, :])
+    larger = Selection(sigma, **settings, spare_objects=25).voxel_weights(loss, batch)
+    assert torch.equal(larger, without)
+
+    ignored = label.masked_fill(guess == 1, 255)
+    loss = torch.where(ignored == 255, 0.0, loss)
+    weights = Selection(sigma, **settings, spare_objects=5).voxel_weights(loss, prepare(logits, ignored, 255))
+    assert weights[ignored == 255].eq(0).all()
+    assert weights[..., :4, :3].eq(1).all()
 
 
 def test_one_image_does_not_absorb_the_whole_drop():
@@ -298,7 +328,7 @@ def test_k_ramps_down_from_all():
 @pytest.mark.parametrize(
     "wrong",
     [{"sigma": 1.0}, {"sigma": -0.1}, {"k": 0}, {"k": 1.5}, {"k": True}, {"max_class_drop": 0}, {"queue": -1},
-     {"drop_above": -1},
+     {"drop_above": -1}, {"spare_objects": -1},
      {"pixel_temperature": 0}, {"base": "hinge"}, {"sigma_ramp": (0.5, 0.5)}, {"k_ramp": (0.5,)}],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(wrong):

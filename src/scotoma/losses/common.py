@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 
 import torch
 import torch.distributed as dist
@@ -77,6 +77,51 @@ class Batch:
         if self.valid is None:
             return self.logits.new_full((self.target.shape[0],), float(self.target[0].numel()))
         return self.valid_weight.sum(1)  # type: ignore[union-attr]
+
+
+def lesion_margin(logits: Tensor) -> Tensor:
+    """max over lesion classes of z_c - z_0; positive where the arg max is a lesion class: (B, *S)."""
+    # Taking the maximum channel by channel is many times faster on a CPU than argmax over the channels.
+    background, *lesions = logits.unbind(1)
+    return reduce(torch.maximum, lesions) - background
+
+
+def components(mask: Tensor, without: Tensor, smallest: int, faces: bool = False) -> Tensor:
+    """Connected components that hold no voxel of another mask and are large enough: (B, *S) bool.
+
+    Runs on the CPU, outside the graph.
+
+    Args:
+        mask: (B, *S) bool.
+        without: (B, *S) bool, inside the mask.
+        smallest: in voxels.
+        faces: voxels are joined by their faces alone, not by edges and corners as well (26-connected, in 2-D
+            8-connected).
+
+    Example:
+        >>> mask = torch.tensor([[[True, True, False, True]]])
+        >>> components(mask, torch.tensor([[[True, False, False, False]]]), 1)
+        tensor([[[False, False, False,  True]]])
+    """
+    import cc3d
+    import numpy as np
+
+    keep = np.zeros(tuple(mask.shape), dtype=bool)
+    three = mask.ndim == 4
+    connectivity = (6 if three else 4) if faces else (26 if three else 8)
+    for i, (inside, other) in enumerate(zip(mask.cpu().numpy(), without.cpu().numpy(), strict=True)):
+        # As uint8: of a 2-D bool array cc3d 3.29 labels voxels outside the mask.
+        found, count = cc3d.connected_components(
+            inside.view(np.uint8), connectivity=connectivity, return_N=True
+        )
+        good = np.ones(count + 1, dtype=bool)
+        if smallest > 1:
+            good = np.bincount(found.ravel(), minlength=count + 1) >= smallest
+        good[0] = False
+        good[found[other]] = False
+        # take is twice as fast as good[found]
+        np.take(good, found, out=keep[i])
+    return torch.from_numpy(keep).to(mask.device)
 
 
 def full_precision(tensor: Tensor) -> Tensor:

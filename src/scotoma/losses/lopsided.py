@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import reduce
 from typing import Literal
 
 import torch
@@ -18,8 +17,10 @@ from .common import (
     IGNORED,
     Batch,
     check_window,
+    components,
     full_precision,
     joined_mean,
+    lesion_margin,
     prepare,
     ramp,
     weighted,
@@ -95,10 +96,10 @@ def bootstrapped(batch: Batch, margin: Tensor, gate: Gate, min_component: int) -
     """
     if gate == "voxel":
         return where_true(torch.gt, margin, 0.0) * batch.is_class(0).view_as(margin)
-    found = margin > 0
+    found, lesion = margin > 0, batch.target > 0
     if batch.valid is not None:
         found &= batch.valid
-    return _unlabelled_components(found, batch.target > 0, min_component).to(margin.dtype)
+    return components(found | lesion, lesion, min_component).to(margin.dtype)
 
 
 @torch.no_grad()
@@ -145,37 +146,6 @@ def near(lesion: Tensor, border: int) -> Tensor:
             grown.narrow(axis, step, length - step).logical_or_(behind)
         lesion = grown
     return lesion
-
-
-def lesion_margin(logits: Tensor) -> Tensor:
-    """max over lesion classes of z_c - z_0; positive where the arg max is a lesion class: (B, *S)."""
-    # Taking the maximum channel by channel is many times faster on a CPU than argmax over the channels.
-    background, *lesions = logits.unbind(1)
-    return reduce(torch.maximum, lesions) - background
-
-
-def _unlabelled_components(found: Tensor, lesion: Tensor, min_component: int) -> Tensor:
-    """Voxels of predicted components that hold no labelled lesion voxel and are large enough: (B, *S) bool.
-
-    Components are 26-connected (8-connected in 2-D). Runs on the CPU, outside the graph.
-    """
-    import cc3d
-    import numpy as np
-
-    keep = np.zeros(tuple(found.shape), dtype=bool)
-    connectivity = 26 if found.ndim == 4 else 8
-    for i, (mask, labelled) in enumerate(zip(found.cpu().numpy(), lesion.cpu().numpy(), strict=True)):
-        # As uint8: of a 2-D bool array cc3d 3.29 labels voxels outside the mask.
-        either = (mask | labelled).view(np.uint8)
-        components, count = cc3d.connected_components(either, connectivity=connectivity, return_N=True)
-        good = np.ones(count + 1, dtype=bool)
-        if min_component > 1:
-            good = np.bincount(components.ravel(), minlength=count + 1) >= min_component
-        good[0] = False
-        good[components[labelled]] = False
-        # take is twice as fast as good[components]
-        np.take(good, components, out=keep[i])
-    return torch.from_numpy(keep).to(found.device)
 
 
 def lopsided_bootstrap_loss(

@@ -77,7 +77,7 @@ def estimate_miss_rate(
 
     Example:
         >>> rng = np.random.default_rng(0)
-        >>> logits, sizes, cases = rng.uniform(0, 8, 900), rng.integers(3, 99, 900), np.arange(900) % 9
+        >>> logits, sizes, cases = rng.uniform(0, 8, 900), rng.integers(3, 99, 900), np.arange(900) % 12
         >>> half = estimate_miss_rate(logits, rng.random(900) < 0.5, sizes, cases)  # however confident
         >>> none = estimate_miss_rate(logits, rng.random(900) < logits / 8, sizes, cases)  # only the doubtful
         >>> 0.3 < half.rate < half.likely < 0.55, none.rate

@@ -50,8 +50,8 @@ class TopKBottomSigmaLoss(nn.Module):
         ignore_index: label value, or several, of voxels that do not count; they leave before ranking.
         dice: weight of a soft Dice term per image, taken with the same voxel weights and added before
             images are ranked; 0 leaves it out.
-        max_class_drop, drop_above, pixel_temperature, image_temperature, queue, sigma_ramp, k_ramp: see
-            `Selection`.
+        max_class_drop, drop_above, spare_objects, pixel_temperature, image_temperature, queue, sigma_ramp,
+            k_ramp: see `Selection`.
 
     Under several processes images are ranked over the joined batch. With gradient accumulation the parts of
     a batch cannot see each other: rank against past images instead (`queue`).
@@ -79,6 +79,7 @@ class TopKBottomSigmaLoss(nn.Module):
         dice: float = 0.0,
         max_class_drop: float = 0.5,
         drop_above: float = 0.0,
+        spare_objects: int = 0,
         pixel_temperature: float = 0.1,
         image_temperature: float = 0.25,
         queue: int = 0,
@@ -98,6 +99,7 @@ class TopKBottomSigmaLoss(nn.Module):
             per_class=per_class,
             max_class_drop=max_class_drop,
             drop_above=drop_above,
+            spare_objects=spare_objects,
             pixel_temperature=pixel_temperature,
             image_temperature=image_temperature,
             queue=queue,
