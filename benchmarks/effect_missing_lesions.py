@@ -30,7 +30,7 @@ METHODS = [
     Method("Reed, hard, beta .8", settings=REED),
     Method("lopsided, published", RECIPE, {"variant": "published"}),
     Method("missing-lesions", RECIPE),
-    Method("missing-lesions, no label overruled", RECIPE, {"objective.beta": 1.0, "training.select": "last"}),
+    Method("missing-lesions, no label overruled", RECIPE, {"objective.beta": 1.0}),
     Method("Dice + weighted CE, 3", settings={"objective.class_weights": [1.0, 3.0]}),
 ]
 
@@ -40,7 +40,6 @@ UNMEASURED = {
     "objective.expected_miss_rate": None,
     "objective.beta_ramp": [0.4, 0.7],
     "network.prior_bias": True,
-    "training.select": "last",
 }
 
 

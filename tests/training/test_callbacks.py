@@ -11,10 +11,8 @@ import torch
 
 from scotoma.config import load_settings
 from scotoma.errors import InputError
-from scotoma.losses import Objective
 from scotoma.training.callbacks import CollapseAlarm, KeepWeights
 from scotoma.training.checkpoint import SafetensorsCheckpointIO
-from scotoma.training.module import SegmentationModule
 from scotoma.training.run import RunFolder
 from scotoma.training.train import train
 from small_data import QUICK
@@ -87,30 +85,6 @@ def test_best_weights_are_those_of_the_best_validation(tmp_path):
         later.is_global_zero = False
         keep.on_train_epoch_end(later, None)
     assert (keep.best_epoch, keep.best) == (1, pytest.approx(0.7))
-
-
-def test_trusted_weights_are_the_last_in_doubt_and_the_best_where_masks_are_believed(tmp_path):
-    settings = load_settings("missing-lesions", overrides={"training.average": 0})
-    objective = Objective(2, **settings.objective)
-    module = SegmentationModule(torch.nn.Linear(1, 1), objective, settings, 10, ["background", "lesion"])
-    keep = KeepWeights(tmp_path / "best.safetensors", "trusted")
-    kept = []
-    for epoch, (dice, rate) in enumerate([(0.9, None), (0.8, None), (0.5, 0.0), (0.4, 0.0), (0.6, 0.0)]):
-        module.objective.miss_rate = rate
-        trainer = after_epoch(epoch, dice=dice)
-        trainer.is_global_zero = False
-        resumed = KeepWeights(keep.path, "trusted")
-        resumed.load_state_dict(keep.state_dict())
-        keep = resumed
-        keep.on_train_epoch_end(trainer, module)
-        kept.append(keep.best_epoch)
-    assert kept == [0, 1, 2, 2, 4]
-    module.objective.miss_rate = 0.3
-    for epoch, dice in ((5, 0.5), (6, 0.4)):
-        trainer = after_epoch(epoch, dice=dice)
-        trainer.is_global_zero = False
-        keep.on_train_epoch_end(trainer, module)
-        assert keep.best_epoch == epoch
 
 
 def test_early_stopping_ends_the_run(pictures, tmp_path):

@@ -284,9 +284,7 @@ class Objective(nn.Module):
 
     @property
     def doubt(self) -> float:
-        """How much of the way from 1 alpha and beta go, in [0, 1]; 0 but for the lopsided loss."""
-        if self.voxel != "lopsided":
-            return 0.0
+        """How much of the way from 1 alpha and beta go, in [0, 1]."""
         if self.miss_rate is None:
             return 1.0
         none, full = DOUBT

@@ -205,7 +205,7 @@ def cautions(evaluation: Evaluation) -> list[str]:
     if evaluation.is_validation:
         out.append(
             "These are the validation cases, which also chose the weights: somewhat too good a judge."
-            if evaluation.run and keeps_best(evaluation.run)
+            if evaluation.run and (evaluation.run.settings.get("training") or {}).get("select") == "best"
             else "These are the validation cases of the training data."
         )
         if evaluation.folds:
@@ -230,12 +230,6 @@ def doubts_missing(run: Run) -> bool:
     return supposed and (measured is None or measured > DOUBT[0])
 
 
-def keeps_best(run: Run) -> bool:
-    """Whether the validation cases chose the weights."""
-    select = (run.settings.get("training") or {}).get("select")
-    return select == "best" or (select == "trusted" and not doubts_missing(run))
-
-
 def measured_miss_rate(run: Run) -> float | None:
     """The share of lesions that the run found to be missing at least, None where it did not measure."""
     return next((rate for rate in reversed(run.metrics.get("train_miss_rate", [])) if rate is not None), None)
@@ -256,7 +250,7 @@ def run_warnings(run: Run) -> list[str]:
             "Its detections gave no evidence that lesions are missing from the masks it learned from, so it"
             " believed them, as `baseline` does."
         )
-    if doubts_missing(run) and keeps_best(run):
+    if doubts_missing(run) and (run.settings.get("training") or {}).get("select") == "best":
         out.append(
             "The weights kept are those with the best Dice on validation labels from which lesions may be"
             " missing; that favours a model that omits them. Select on a few cases with complete labels, or"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from scotoma.reporting.charts import SERIES, Chart, linear_axis
 from scotoma.reporting.figures import Figure, first_series, legend, linear_unit_axis
-from scotoma.reporting.findings import keeps_best
 from scotoma.reporting.sources import Run
 from scotoma.reporting.wording import decimals, significant
 
@@ -85,12 +84,9 @@ def validation_curve(runs: dict[str, Run]) -> Figure | None:
         height=190,
     )
     caption = "Fixed patches of the validation cases, all voxels together."
-    if one is not None and keeps_best(one):
+    if one is not None and (one.settings.get("training") or {}).get("select") == "best":
         x, y = series[0][1], series[0][2]
-        trusted = one.settings["training"]["select"] == "trusted"
-        # Then validation chooses from where the masks are believed on.
-        first = min(_series(one, "train_miss_rate")[0], default=0) if trusted else 0
-        best = max((e for e in x if e >= first), key=lambda e: y[x.index(e)])
+        best = x[y.index(max(y))]
         chart.guide(best, 0, best, 1, "kept")
         caption += " The weights of the epoch marked were kept."
     for n, (_, x, y) in enumerate(series):

@@ -27,8 +27,7 @@ class KeepWeights(Callback):
 
     Args:
         path: safetensors file of the segmenter's weights.
-        select: "best" by `metric`; "last"; or "trusted": the last while the objective doubts the masks, since
-            validation is on masks like these, and the best from where it believes them.
+        select: "best" by `metric`, or "last".
         metric: name of the logged value, higher is better.
     """
 
@@ -36,31 +35,24 @@ class KeepWeights(Callback):
         self.path, self.select, self.metric = path, select, metric
         self.best = -1.0
         self.best_epoch = -1
-        self._newest = False
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         if not _validated(trainer):
             return
         value = float(trainer.callback_metrics[self.metric])
-        newest = self.select == "last"
-        if self.select == "trusted":
-            assert isinstance(module, SegmentationModule)
-            newest = module.objective.doubt > 0
-        # Weights that were kept as the newest are no rival for the first that are to be the best.
-        if value <= self.best and not newest and not self._newest:
+        if self.select == "best" and value <= self.best:
             return
-        self.best, self.best_epoch, self._newest = value, trainer.current_epoch, newest
+        self.best, self.best_epoch = value, trainer.current_epoch
         if trainer.is_global_zero:
             assert isinstance(module, SegmentationModule)
             notes = {"epoch": str(self.best_epoch), "selected": self.select, self.metric: f"{value:.6f}"}
             save_weights(self.path, module.kept.state_dict(), notes)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_epoch": self.best_epoch, "newest": self._newest}
+        return {"best": self.best, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
-        self._newest = state_dict.get("newest", False)
 
 
 class SaveEveryEpoch(Callback):
