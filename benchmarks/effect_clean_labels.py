@@ -14,6 +14,8 @@ METHODS = [
     Method("Dice + CE (baseline)"),
     *(Method(name, name) for name in ("missing-lesions", "noisy-pixels", "rare-target", "few-labels")),
 ]
+# The same training but for what rounding makes of it: how far two runs of one seed are apart.
+AGAIN = Method("Dice + CE, learning rate + .01 %", settings={"training.learning_rate": 2.0002e-3})
 TASKS = [
     Task(
         "hippocampus",
@@ -63,7 +65,7 @@ TASKS = [
             name,
             f"Retina, {label.replace('_', ' ')}" + f", {steps} steps" * bool(steps),
             "retina",
-            METHODS,
+            [*METHODS, AGAIN],
             lesion_figures,
             {**FUNDUS, "data.labels": label, **({"training.steps": steps} if steps else {})},
         )

@@ -30,7 +30,11 @@ METHODS = [
     Method("Reed, hard, beta .8", settings=REED),
     Method("lopsided, published", RECIPE, {"variant": "published"}),
     Method("missing-lesions", RECIPE),
-    Method("missing-lesions, no label overruled", RECIPE, {"objective.beta": 1.0}),
+    Method(
+        "missing-lesions, no label overruled",
+        RECIPE,
+        {"objective.beta": 1.0, "objective.expected_miss_rate": None},
+    ),
     Method("Dice + weighted CE, 3", settings={"objective.class_weights": [1.0, 3.0]}),
 ]
 

@@ -158,8 +158,10 @@ class TrainingSettings(Section):
     validation_patches: int = Field(
         default=32, ge=1, description="fixed patches of the validation cases seen every epoch"
     )
-    select: Literal["best", "last"] = Field(
-        default="best", description="weights kept: best by validation Dice, or the last"
+    select: Literal["best", "last", "trusted"] = Field(
+        default="best",
+        description="weights kept: best by validation Dice; last; or trusted: the last where the objective"
+        " doubts the masks, otherwise the best",
     )
     early_stopping: int | None = Field(
         default=None, ge=1, description="epochs without a better validation Dice before the end"

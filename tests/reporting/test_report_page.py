@@ -198,6 +198,22 @@ def test_what_a_run_measured_about_its_masks_is_told(better_run, tmp_path, rate,
     assert findings.DOUBT == objective.DOUBT
 
 
+@pytest.mark.parametrize(("rate", "kept"), [("0.312", False), ("0.02", True)])
+def test_a_trusted_validation_is_said_to_have_chosen_the_weights(better_run, tmp_path, rate, kept):
+    copy = tmp_path / "run"
+    shutil.copytree(better_run, copy)
+    config = (copy / "config.yaml").read_text()
+    assert "select: best" in config
+    (copy / "config.yaml").write_text(config.replace("select: best", "select: trusted"))
+    header, *rows = (copy / "metrics.csv").read_text().splitlines()
+    rows = [f"{header},train_miss_rate", *(f"{row},{rate}" for row in rows)]
+    (copy / "metrics.csv").write_text("\n".join(rows) + "\n")
+    words = Page(build_report(copy).read_text("utf-8")).text
+    assert ("which also chose the weights" in words) == kept
+    assert ("The weights of the epoch marked were kept" in words) == kept
+    assert "that favours a model that omits them" not in words
+
+
 def test_a_moved_run_still_shows_its_predictions(run, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(run, moved)

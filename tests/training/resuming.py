@@ -12,13 +12,15 @@ class Interrupted(Exception):
     pass
 
 
-def interrupted_and_resumed(data, settings, out, monkeypatch):
-    """A run that ended after its first epoch and was resumed."""
-    save = SaveEveryEpoch.on_train_epoch_end
+def interrupted_and_resumed(data, settings, out, monkeypatch, epochs=1):
+    """A run that ended after so many epochs and was resumed."""
+    save, saved = SaveEveryEpoch.on_train_epoch_end, []
 
     def interrupt(self, trainer, module):
         save(self, trainer, module)
-        raise Interrupted
+        saved.append(trainer.current_epoch)
+        if len(saved) == epochs:
+            raise Interrupted
 
     with monkeypatch.context() as patch:
         patch.setattr(SaveEveryEpoch, "on_train_epoch_end", interrupt)

@@ -11,8 +11,10 @@ import torch
 
 from scotoma.config import load_settings
 from scotoma.errors import InputError
+from scotoma.losses import Objective
 from scotoma.training.callbacks import CollapseAlarm, KeepWeights
 from scotoma.training.checkpoint import SafetensorsCheckpointIO
+from scotoma.training.module import SegmentationModule
 from scotoma.training.run import RunFolder
 from scotoma.training.train import train
 from small_data import QUICK
@@ -85,6 +87,20 @@ def test_best_weights_are_those_of_the_best_validation(tmp_path):
         later.is_global_zero = False
         keep.on_train_epoch_end(later, None)
     assert (keep.best_epoch, keep.best) == (1, pytest.approx(0.7))
+
+
+@pytest.mark.parametrize(("rate", "kept"), [(None, 2), (0.3, 2), (0.0, 1)])
+def test_trusted_weights_are_the_last_in_doubt_and_else_the_best(tmp_path, rate, kept):
+    settings = load_settings("missing-lesions", overrides={"training.average": 0})
+    objective = Objective(2, **settings.objective)
+    objective.miss_rate = rate
+    module = SegmentationModule(torch.nn.Linear(1, 1), objective, settings, 10, ["background", "lesion"])
+    keep = KeepWeights(tmp_path / "best.safetensors", settings.training.select)
+    for epoch, dice in enumerate((0.5, 0.7, 0.6)):
+        trainer = after_epoch(epoch, dice=dice)
+        trainer.is_global_zero = False
+        keep.on_train_epoch_end(trainer, module)
+    assert keep.best_epoch == kept
 
 
 def test_early_stopping_ends_the_run(pictures, tmp_path):

@@ -49,6 +49,14 @@ def hidden(complete):
     return complete.parent / "hidden"
 
 
+LONGER_BASELINE = {k: v for k, v in LONGER.items() if not k.startswith("objective")}
+
+
+def same_weights(one, other):
+    first, second = load_file(one), load_file(other)
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
 def rates(run):
     """Of all epochs, None before it was measured."""
     cells = [row.get("train_miss_rate") for row in csv.DictReader((run / "metrics.csv").open())]
@@ -73,12 +81,30 @@ def test_missing_lesions_are_noticed_and_doubted(doubting):
         assert weights.metadata()["epoch"] == "5"  # the last, whatever validation on such masks says
 
 
-def test_complete_masks_are_believed(complete, tmp_path, caplog):
+@pytest.fixture(scope="module")
+def baseline(complete):
+    return train(complete, load_settings("baseline", overrides=LONGER_BASELINE), complete.parent / "baseline")
+
+
+def test_complete_masks_are_believed_and_the_run_is_the_baseline_then(complete, baseline, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "scotoma"):
         run = train(complete, settings_of(), tmp_path / "run")
-    assert rates(run)[-1] == 0
     assert "validation cases are drawn; likely 0 % of the lesions" in caplog.text
-    assert "believed from here on" in caplog.text
+    assert caplog.text.count("training starts over") == 1
+    assert rates(run) == [0.0] * 6  # nothing is left of the start that was given up
+    assert len(list((run / "events").glob("events.out*"))) == 1
+    assert same_weights(RunFolder(run).weights, RunFolder(baseline).weights)
+
+
+def test_what_has_started_over_resumes_without_measuring_again(
+    complete, baseline, tmp_path, monkeypatch, caplog
+):
+    # Three epochs before the measurement, two after the new start.
+    with caplog.at_level(logging.INFO, "scotoma"):
+        cut = interrupted_and_resumed(complete, settings_of(), tmp_path / "run", monkeypatch, epochs=5)
+    assert caplog.text.count("training starts over") == 1
+    assert rates(cut) == [0.0] * 6
+    assert same_weights(RunFolder(cut).weights, RunFolder(baseline).weights)
 
 
 def test_resumed_after_the_measurement_it_goes_on_with_it(pictures, tmp_path, monkeypatch):

@@ -184,6 +184,24 @@ def test_a_step_takes_longer_beside_loader_processes_alone(volumes, tmp_path, mo
     assert 1 <= measured[0] == pytest.approx(measured[1] / hindrance)
 
 
+def test_time_is_kept_for_measuring_and_starting_over(volumes, tmp_path, monkeypatch):
+    from scotoma.training import fit
+
+    ticks, measured, time_steps = itertools.count(), [], fit.time_steps
+    clock = SimpleNamespace(perf_counter=lambda: next(ticks), monotonic=time.monotonic)  # a step takes 1 s
+
+    def of_both_recipes(settings, *rest):
+        for recipe in ("baseline", "missing-lesions"):
+            other = settings.model_copy(update={"objective": load_settings(recipe).objective})
+            measured.append(time_steps(other, *rest))
+        return 0.03
+
+    monkeypatch.setattr(fit, "time", clock)
+    monkeypatch.setattr(fit, "time_steps", of_both_recipes)
+    train(volumes, quick(**{"training.minutes": 0.02, "training.epoch_steps": 20}), tmp_path / "run")
+    assert 1.3 < measured[1] / measured[0] < 1.5
+
+
 @pytest.mark.parametrize("architecture", ["resunet", "segresnet"])
 @pytest.mark.parametrize("kind", ["2d", "2.5d", "3d"])
 def test_kinds_of_networks(volumes, tmp_path, kind, architecture):

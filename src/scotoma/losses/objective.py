@@ -49,8 +49,9 @@ class Objective(nn.Module):
         alpha, beta, bootstrap, gate, min_component, border, beta_ramp: the lopsided loss, see
             `LopsidedBootstrapLoss`.
         expected_miss_rate: as there; or "measured": when `beta_ramp` begins the training loop sets
-            `miss_rate`. Below .05, which is noise, alpha then falls to 1 and beta stays there, so that the
-            labels are believed; from .15 both have their values; between, they are interpolated.
+            `miss_rate`. Below .05, which is noise, alpha and beta are 1 from then on, so that the labels are
+            believed (`scotoma train` starts over with that); from .15 both have their values; between, they
+            are interpolated.
         teacher: who is asked which background labels the lopsided loss overrules: "self", or "average", a
             copy of the network with averaged weights, whose logits the training loop then passes along.
         dice: weight of the soft Dice term; None is 1, or 0 beside the lopsided loss.
@@ -284,7 +285,9 @@ class Objective(nn.Module):
 
     @property
     def doubt(self) -> float:
-        """How much of the way from 1 alpha and beta go, in [0, 1]."""
+        """How much of the way from 1 alpha and beta go, in [0, 1]; 0 but for the lopsided loss."""
+        if self.voxel != "lopsided":
+            return 0.0
         if self.miss_rate is None:
             return 1.0
         none, full = DOUBT

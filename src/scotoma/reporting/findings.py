@@ -205,7 +205,7 @@ def cautions(evaluation: Evaluation) -> list[str]:
     if evaluation.is_validation:
         out.append(
             "These are the validation cases, which also chose the weights: somewhat too good a judge."
-            if evaluation.run and (evaluation.run.settings.get("training") or {}).get("select") == "best"
+            if evaluation.run and keeps_best(evaluation.run)
             else "These are the validation cases of the training data."
         )
         if evaluation.folds:
@@ -230,6 +230,12 @@ def doubts_missing(run: Run) -> bool:
     return supposed and (measured is None or measured > DOUBT[0])
 
 
+def keeps_best(run: Run) -> bool:
+    """Whether the validation cases chose the weights."""
+    select = (run.settings.get("training") or {}).get("select")
+    return select == "best" or (select == "trusted" and not doubts_missing(run))
+
+
 def measured_miss_rate(run: Run) -> float | None:
     """The share of lesions that the run found to be missing at least, None where it did not measure."""
     return next((rate for rate in reversed(run.metrics.get("train_miss_rate", [])) if rate is not None), None)
@@ -248,9 +254,9 @@ def run_warnings(run: Run) -> list[str]:
     elif measured is not None:
         out.append(
             "Its detections gave no evidence that lesions are missing from the masks it learned from, so it"
-            " believed them, as `baseline` does."
+            " started over and believed them: what it is now, `baseline` would have been."
         )
-    if doubts_missing(run) and (run.settings.get("training") or {}).get("select") == "best":
+    if doubts_missing(run) and keeps_best(run):
         out.append(
             "The weights kept are those with the best Dice on validation labels from which lesions may be"
             " missing; that favours a model that omits them. Select on a few cases with complete labels, or"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from scotoma.reporting.charts import SERIES, Chart, linear_axis
 from scotoma.reporting.figures import Figure, first_series, legend, linear_unit_axis
+from scotoma.reporting.findings import keeps_best
 from scotoma.reporting.sources import Run
 from scotoma.reporting.wording import decimals, significant
 
@@ -84,7 +85,7 @@ def validation_curve(runs: dict[str, Run]) -> Figure | None:
         height=190,
     )
     caption = "Fixed patches of the validation cases, all voxels together."
-    if one is not None and (one.settings.get("training") or {}).get("select") == "best":
+    if one is not None and keeps_best(one):
         x, y = series[0][1], series[0][2]
         best = x[y.index(max(y))]
         chart.guide(best, 0, best, 1, "kept")

@@ -27,7 +27,8 @@ class KeepWeights(Callback):
 
     Args:
         path: safetensors file of the segmenter's weights.
-        select: "best" by `metric`, or "last".
+        select: "best" by `metric`; "last"; or "trusted": the last while the objective doubts the masks, since
+            validation is on masks like these, otherwise the best.
         metric: name of the logged value, higher is better.
     """
 
@@ -40,7 +41,11 @@ class KeepWeights(Callback):
         if not _validated(trainer):
             return
         value = float(trainer.callback_metrics[self.metric])
-        if self.select == "best" and value <= self.best:
+        newest = self.select == "last"
+        if self.select == "trusted":
+            assert isinstance(module, SegmentationModule)
+            newest = module.objective.doubt > 0
+        if value <= self.best and not newest:
             return
         self.best, self.best_epoch = value, trainer.current_epoch
         if trainer.is_global_zero:

@@ -32,7 +32,7 @@ from scotoma.training.callbacks import (
 from scotoma.training.checkpoint import SafetensorsCheckpointIO
 from scotoma.training.engine import EarlyStopping, TensorBoardLogger, Trainer
 from scotoma.training.extractor import needs_extractor
-from scotoma.training.miss_rate import MEASURING, MeasureMissRate
+from scotoma.training.miss_rate import MEASURING, MasksBelieved, MeasureMissRate
 from scotoma.training.module import SegmentationModule
 from scotoma.training.run import RunFolder, new_segmenter
 
@@ -72,11 +72,27 @@ def fit(
         SettingsError: an objective whose settings contradict each other.
         ScotomaError: a loss term that is not finite.
     """
-    training = settings.training
     warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
     warnings.filterwarnings("ignore", message=".*srun.*|.*tensorboard.*|.*isinstance\\(treespec.*")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    try:
+        return _fit(run, settings, plan, train, validation, resume, progress_bar)
+    except MasksBelieved:
+        pass  # and what the traceback holds, such as loader processes, is let go
+    _fit(run, settings, plan, train, validation, False, progress_bar, miss_rate=0.0)
 
+
+def _fit(
+    run: RunFolder,
+    settings: Settings,
+    plan: Plan,
+    train: Sequence[CachedCase],
+    validation: Sequence[CachedCase],
+    resume: bool,
+    progress_bar: bool,
+    miss_rate: float | None = None,
+) -> None:
+    training = settings.training
     epoch_steps = min(training.epoch_steps, training.steps)
     # Whole epochs, so that the last weights have been validated.
     steps = -(-training.steps // epoch_steps) * epoch_steps
@@ -87,7 +103,7 @@ def fit(
     table = MetricsTable(run.metrics)
     callbacks: list[Any] = [keep, collapse, table]
     if module.objective.measures_miss_rate:
-        callbacks.append(MeasureMissRate(train, validation, plan, settings))
+        callbacks.append(MeasureMissRate(train, validation, plan, settings, miss_rate))
     if not progress_bar:
         callbacks.append(SayEveryEpoch(table))
     if training.early_stopping:
@@ -106,7 +122,7 @@ def fit(
         gradient_clip_val=training.gradient_clip,
         accumulate_grad_batches=training.accumulate,
         plugins=[SafetensorsCheckpointIO()],
-        logger=TensorBoardLogger(run.path, name="events", version=""),
+        logger=TensorBoardLogger(run.events.parent, name=run.events.name, version=""),
         callbacks=callbacks,
         enable_checkpointing=False,
         enable_progress_bar=progress_bar,
@@ -125,6 +141,8 @@ def fit(
         rank=trainer.global_rank,
         world=trainer.world_size,
     )
+    if miss_rate is not None and trainer.is_global_zero:
+        shutil.rmtree(run.events, ignore_errors=True)  # of the start that is given up
     start = time.monotonic()
     checkpoint = run.last if resume and run.last.is_file() else None
     trainer.fit(module, train_loader, validation_loader, ckpt_path=checkpoint, weights_only=False)
@@ -301,7 +319,8 @@ def loader_workers(wanted: int | None) -> int:
 def time_steps(
     settings: Settings, plan: Plan, train: Sequence[CachedCase], extractor: Path | None = None
 ) -> float:
-    """Seconds of a training step on this machine, with its share of loading, validations and measuring.
+    """Seconds of a training step on this machine, with its share of loading, validations and measuring,
+    after which the run may start over.
 
     Loading counts in full although other processes do it: on a processor they take their time from training.
     Median of a few steps after warming up.
@@ -336,6 +355,9 @@ def time_steps(
     step_seconds = sorted(times[4:])[2]
     # A validation batch is a forward pass, about a third of a step.
     validations = training.validation_patches / plan.batch / 3 / training.epoch_steps
+    measuring = 0.0
+    if module.objective.measures_miss_rate:
+        assert module.objective.beta_ramp is not None
+        measuring = MEASURING + module.objective.beta_ramp[0] * (1 + validations)
     hindered = device.type != "cuda" and loader_workers(training.workers) > 0
-    measuring = MEASURING if module.objective.measures_miss_rate else 0.0
     return step_seconds * (1 + validations + measuring) * (_HINDRANCE if hindered else 1.0)

@@ -38,6 +38,10 @@ _OVERLAP = 0.25
 """Of neighbouring windows."""
 
 
+class MasksBelieved(Exception):
+    """No evidence that lesions are missing: what was trained so far has served, and training starts over."""
+
+
 class MeasureMissRate(Callback):
     """Predicts cases when the objective's `beta_ramp` begins, and tells the objective what their detections
     say about the masks.
@@ -47,16 +51,29 @@ class MeasureMissRate(Callback):
     asked alone as well. Either gives a lower bound, and the higher one holds. Of both, so many cases are
     taken at random that it costs no more than a sixth of the run's time; but two at least.
 
+    Where masks are believed, training starts over with that knowledge (`rate` 0), and is then that of the
+    recipe `baseline` from the first step: weights that have been pulled towards the drawn lesions until here
+    do not find back in what is left of a run.
+
     What was measured is part of the training state, so a resumed run goes on with it.
 
     Args:
         train, validation: preprocessed cases.
         plan: patch and classes.
         settings: seed and steps.
+        rate: what an earlier start of the same run has found.
+
+    Raises:
+        MasksBelieved: in training, out of the loop, when it has measured.
     """
 
     def __init__(
-        self, train: Sequence[CachedCase], validation: Sequence[CachedCase], plan: Plan, settings: Settings
+        self,
+        train: Sequence[CachedCase],
+        validation: Sequence[CachedCase],
+        plan: Plan,
+        settings: Settings,
+        rate: float | None = None,
     ) -> None:
         training = settings.training
         processes = training.devices * training.nodes
@@ -66,7 +83,7 @@ class MeasureMissRate(Callback):
         ]
         self.plan = plan
         self.precision = PRECISION[training.precision]
-        self.rate: float | None = None
+        self.rate = rate
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, SegmentationModule)
@@ -102,9 +119,11 @@ class MeasureMissRate(Callback):
                 )
             if objective.doubt == 0:
                 log.info(
-                    "that is no evidence: the masks are believed from here on, as by the recipe baseline;"
-                    " objective.expected_miss_rate=null doubts them without evidence"
+                    "that is no evidence: the masks are believed, and training starts over as by the recipe"
+                    " baseline; objective.expected_miss_rate=null doubts them without evidence"
                 )
+        if objective.doubt == 0:
+            raise MasksBelieved
 
     def _detections(self, segmenter: Segmenter, cases: Sequence[CachedCase], first: int = 0) -> np.ndarray:
         """Of all processes: logits, drawn, sizes as `detections` gives them, and the number of the case,

@@ -79,6 +79,11 @@ class RunFolder:
         return self.path / "controls.json"
 
     @property
+    def events(self) -> Path:
+        """Curves for TensorBoard."""
+        return self.path / "events"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.csv"
 
