@@ -200,8 +200,8 @@ def test_values_tied_at_the_bound_are_kept():
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_objects_in_dispute_as_a_whole_are_not_dropped(dims):
-    depth = (2,) * (dims - 2)
+def test_regions_in_dispute_are_not_dropped(dims):
+    depth, layers = (2,) * (dims - 2), 2 ** (dims - 2)
     label, guess = torch.zeros(2, 1, *depth, 12, 12, dtype=torch.long)
 
     def draw(target, rows, columns):
@@ -209,7 +209,7 @@ def test_objects_in_dispute_as_a_whole_are_not_dropped(dims):
 
     draw(label, slice(0, 4), slice(0, 3))  # missed by the network
     draw(guess, slice(0, 4), slice(8, 11))  # missed by the label, or a false alarm
-    draw(label, slice(6, 9), slice(0, 4)), draw(guess, slice(6, 9), slice(1, 5))  # an outline moved aside
+    draw(label, slice(6, 9), slice(0, 4)), draw(guess, slice(6, 9), slice(1, 5))  # a little aside
     draw(label, slice(11, 12), slice(8, 10)), draw(label, slice(9, 10), slice(11, 12))  # wrong pixels
     logits = 10 * F.one_hot(guess, 2).movedim(-1, 1).float()
     batch = prepare(logits, label, None)
@@ -218,15 +218,23 @@ def test_objects_in_dispute_as_a_whole_are_not_dropped(dims):
     sigma, loss = 0.6, per_voxel(logits, label).view(label.shape)
     without = Selection(sigma, **settings).voxel_weights(loss, batch)
     assert torch.equal(without == 0, disputed)
-    spared = Selection(sigma, **settings, spare_objects=5).voxel_weights(loss, batch)
+    spared = Selection(sigma, **settings, spare_regions=5 * layers).voxel_weights(loss, batch)
     assert spared[..., :4, :].eq(1).all()
     assert torch.equal(spared[..., 4:, :] == 0, disputed[..., 4:, :])
-    larger = Selection(sigma, **settings, spare_objects=25).voxel_weights(loss, batch)
+    larger = Selection(sigma, **settings, spare_regions=13 * layers).voxel_weights(loss, batch)
     assert torch.equal(larger, without)
+    # With the network's lesion of another class than the label's, where both have one they differ too.
+    of_three = torch.stack([logits[:, 0], torch.full_like(logits[:, 0], -10), logits[:, 1]], 1)
+    loss_of_three = per_voxel(of_three, label).view(label.shape)
+    merged = Selection(sigma, **settings, spare_regions=15 * layers)
+    weights = merged.voxel_weights(loss_of_three, prepare(of_three, label, None))
+    assert weights[..., 6:9, :5].eq(1).all()
+    assert weights[..., :4, :].eq(0).sum() == 24 * layers
 
     ignored = label.masked_fill(guess == 1, 255)
     loss = torch.where(ignored == 255, 0.0, loss)
-    weights = Selection(sigma, **settings, spare_objects=5).voxel_weights(loss, prepare(logits, ignored, 255))
+    spared = Selection(sigma, **settings, spare_regions=5 * layers)
+    weights = spared.voxel_weights(loss, prepare(logits, ignored, 255))
     assert weights[ignored == 255].eq(0).all()
     assert weights[..., :4, :3].eq(1).all()
 
@@ -328,7 +336,7 @@ def test_k_ramps_down_from_all():
 @pytest.mark.parametrize(
     "wrong",
     [{"sigma": 1.0}, {"sigma": -0.1}, {"k": 0}, {"k": 1.5}, {"k": True}, {"max_class_drop": 0}, {"queue": -1},
-     {"drop_above": -1}, {"spare_objects": -1},
+     {"drop_above": -1}, {"spare_regions": -1},
      {"pixel_temperature": 0}, {"base": "hinge"}, {"sigma_ramp": (0.5, 0.5)}, {"k_ramp": (0.5,)}],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(wrong):

@@ -86,21 +86,21 @@ def lesion_margin(logits: Tensor) -> Tensor:
     return reduce(torch.maximum, lesions) - background
 
 
-def components(mask: Tensor, without: Tensor, smallest: int, faces: bool = False) -> Tensor:
-    """Connected components that hold no voxel of another mask and are large enough: (B, *S) bool.
+def components(mask: Tensor, smallest: int, without: Tensor | None = None, faces: bool = False) -> Tensor:
+    """Connected components that are large enough and hold no voxel of another mask: (B, *S) bool.
 
     Runs on the CPU, outside the graph.
 
     Args:
         mask: (B, *S) bool.
-        without: (B, *S) bool, inside the mask.
         smallest: in voxels.
+        without: (B, *S) bool, inside the mask.
         faces: voxels are joined by their faces alone, not by edges and corners as well (26-connected, in 2-D
             8-connected).
 
     Example:
         >>> mask = torch.tensor([[[True, True, False, True]]])
-        >>> components(mask, torch.tensor([[[True, False, False, False]]]), 1)
+        >>> components(mask, 1, without=torch.tensor([[[True, False, False, False]]]))
         tensor([[[False, False, False,  True]]])
     """
     import cc3d
@@ -109,7 +109,8 @@ def components(mask: Tensor, without: Tensor, smallest: int, faces: bool = False
     keep = np.zeros(tuple(mask.shape), dtype=bool)
     three = mask.ndim == 4
     connectivity = (6 if three else 4) if faces else (26 if three else 8)
-    for i, (inside, other) in enumerate(zip(mask.cpu().numpy(), without.cpu().numpy(), strict=True)):
+    others = without.cpu().numpy() if without is not None else None
+    for i, inside in enumerate(mask.cpu().numpy()):
         # As uint8: of a 2-D bool array cc3d 3.29 labels voxels outside the mask.
         found, count = cc3d.connected_components(
             inside.view(np.uint8), connectivity=connectivity, return_N=True
@@ -118,7 +119,8 @@ def components(mask: Tensor, without: Tensor, smallest: int, faces: bool = False
         if smallest > 1:
             good = np.bincount(found.ravel(), minlength=count + 1) >= smallest
         good[0] = False
-        good[found[other]] = False
+        if others is not None:
+            good[found[others[i]]] = False
         # Twice as fast as good[found]; all numbers are in range.
         np.take(good, found, out=keep[i], mode="clip")
     return torch.from_numpy(keep).to(mask.device)

@@ -99,7 +99,7 @@ def bootstrapped(batch: Batch, margin: Tensor, gate: Gate, min_component: int) -
     found, lesion = margin > 0, batch.target > 0
     if batch.valid is not None:
         found &= batch.valid
-    return components(found | lesion, lesion, min_component).to(margin.dtype)
+    return components(found | lesion, min_component, without=lesion).to(margin.dtype)
 
 
 @torch.no_grad()

@@ -58,7 +58,7 @@ class Objective(nn.Module):
         batch_dice: take the Dice sums over the batch instead of per image.
         dice_excludes_bootstrapped: weight voxels whose background label is being overruled with beta in the
             Dice sums, so that Dice does not pull the missed lesions back.
-        sigma, k, smooth, per_class, max_class_drop, drop_above, spare_objects, pixel_temperature,
+        sigma, k, smooth, per_class, max_class_drop, drop_above, spare_regions, pixel_temperature,
             image_temperature, queue, sigma_ramp, k_ramp: the selection of voxels and images, see `Selection`.
             sigma = 0 and k = 1.0 select nothing.
         content: Siamese content loss: how large its gradient shall be relative to the segmentation terms';
@@ -126,7 +126,7 @@ class Objective(nn.Module):
         per_class: bool = False,
         max_class_drop: float = 0.5,
         drop_above: float = 0.0,
-        spare_objects: int = 0,
+        spare_regions: int = 0,
         pixel_temperature: float = 0.1,
         image_temperature: float = 0.25,
         queue: int = 0,
@@ -192,7 +192,7 @@ class Objective(nn.Module):
             per_class=per_class,
             max_class_drop=max_class_drop,
             drop_above=drop_above,
-            spare_objects=spare_objects,
+            spare_regions=spare_regions,
             pixel_temperature=pixel_temperature,
             image_temperature=image_temperature,
             queue=queue,

@@ -93,12 +93,16 @@ def keep_smallest(
     return out, tau
 
 
-def _disputed_objects(batch: Batch, smallest: int) -> Tensor:
-    """Objects in the label of which the network finds nothing, and the other way round: (B, *S) bool."""
-    labelled, found = batch.target > 0, lesion_margin(batch.logits) > 0
+def _disputed_regions(batch: Batch, smallest: int) -> Tensor:
+    """Where label and network differ in a connected region of so many voxels or more: (B, *S) bool."""
+    if batch.logits.shape[1] == 2:
+        differ = (lesion_margin(batch.logits) > 0) != (batch.target > 0)
+    else:
+        own = batch.logits.gather(1, batch.target.clamp_min(0)[:, None])[:, 0]
+        differ = batch.logits.amax(1) > own
     if batch.valid is not None:
-        found &= batch.valid
-    return components(labelled | found, labelled & found, smallest, faces=True)
+        differ &= batch.valid
+    return components(differ, smallest, faces=True)
 
 
 class Selection(nn.Module):
@@ -114,9 +118,9 @@ class Selection(nn.Module):
         drop_above: never drop a voxel whose loss is not above this, so that sigma is the most that goes and
             images without wrong voxels lose none. For cross-entropy -log(p) spares all voxels whose label
             the network finds at least as likely as p.
-        spare_objects: never drop a voxel of an object of at least this many voxels that the label has and the
-            network has not at all, or the other way round (components by faces of what either calls lesion):
-            that is a hard lesion, or one that was overlooked, and not a wrong voxel; 0 spares none.
+        spare_regions: never drop a voxel of a region of at least this many, joined by their faces, in which
+            label and network differ: that is a hard lesion, or one that was overlooked, or a hard part of an
+            outline, and not a wrong voxel; 0 spares none.
         pixel_temperature, image_temperature: widths of the two sigmoids, relative to the cut-off and to the
             spread of the image losses.
         queue: how many past image losses to rank against as well; for batches of one or two.
@@ -133,7 +137,7 @@ class Selection(nn.Module):
         per_class: bool = False,
         max_class_drop: float = 0.5,
         drop_above: float = 0.0,
-        spare_objects: int = 0,
+        spare_regions: int = 0,
         pixel_temperature: float = 0.1,
         image_temperature: float = 0.25,
         queue: int = 0,
@@ -149,8 +153,8 @@ class Selection(nn.Module):
             raise ValueError(f"max_class_drop must lie in (0, 1]; got {max_class_drop}")
         if drop_above < 0:
             raise ValueError(f"drop_above is a loss, at least 0; got {drop_above}")
-        if spare_objects < 0:
-            raise ValueError(f"spare_objects is a number of voxels, at least 0; got {spare_objects}")
+        if spare_regions < 0:
+            raise ValueError(f"spare_regions is a number of voxels, at least 0; got {spare_regions}")
         if pixel_temperature <= 0 or image_temperature <= 0:
             raise ValueError(
                 "the temperatures of smooth selection must be positive; smooth=False is the step"
@@ -163,7 +167,7 @@ class Selection(nn.Module):
         self.per_class = per_class
         self.max_class_drop = max_class_drop
         self.drop_above = drop_above
-        self.spare_objects = spare_objects
+        self.spare_regions = spare_regions
         self.pixel_temperature = pixel_temperature
         self.image_temperature = image_temperature
         self.sigma_ramp = check_window("sigma_ramp", sigma_ramp)
@@ -219,8 +223,8 @@ class Selection(nn.Module):
         weights = torch.empty_like(values)
         for i, counts in enumerate(present):
             self._weigh_image(values[i], batch.labels[i], counts, sigma, weights[i])
-        if self.spare_objects:
-            weights.masked_fill_(_disputed_objects(batch, self.spare_objects).flatten(1), 1.0)
+        if self.spare_regions:
+            weights.masked_fill_(_disputed_regions(batch, self.spare_regions).flatten(1), 1.0)
         if batch.valid_weight is not None:
             weights *= batch.valid_weight
         return weights.view_as(loss)

@@ -50,7 +50,7 @@ class TopKBottomSigmaLoss(nn.Module):
         ignore_index: label value, or several, of voxels that do not count; they leave before ranking.
         dice: weight of a soft Dice term per image, taken with the same voxel weights and added before
             images are ranked; 0 leaves it out.
-        max_class_drop, drop_above, spare_objects, pixel_temperature, image_temperature, queue, sigma_ramp,
+        max_class_drop, drop_above, spare_regions, pixel_temperature, image_temperature, queue, sigma_ramp,
             k_ramp: see `Selection`.
 
     Under several processes images are ranked over the joined batch. With gradient accumulation the parts of
@@ -79,7 +79,7 @@ class TopKBottomSigmaLoss(nn.Module):
         dice: float = 0.0,
         max_class_drop: float = 0.5,
         drop_above: float = 0.0,
-        spare_objects: int = 0,
+        spare_regions: int = 0,
         pixel_temperature: float = 0.1,
         image_temperature: float = 0.25,
         queue: int = 0,
@@ -99,7 +99,7 @@ class TopKBottomSigmaLoss(nn.Module):
             per_class=per_class,
             max_class_drop=max_class_drop,
             drop_above=drop_above,
-            spare_objects=spare_objects,
+            spare_regions=spare_regions,
             pixel_temperature=pixel_temperature,
             image_temperature=image_temperature,
             queue=queue,
