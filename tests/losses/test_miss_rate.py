@@ -72,7 +72,7 @@ def test_a_few_cases_are_no_evidence(cases):
     logits, drawn, sizes, case = detections(0.5, 0, cases=cases)
     assert estimate_miss_rate(logits, drawn, sizes, case).rate == 0
     assert estimate_miss_rate(logits, drawn, sizes, np.arange(len(case)) % 10).rate > 0.2
-    assert estimate_miss_rate([], [], [], []) == MissRate(0.0, 0.0, 0, 0)
+    assert estimate_miss_rate([], [], [], []) == MissRate(0.0, 0.0, 0, 0, 0)
 
 
 @settings(max_examples=20, deadline=None)

@@ -22,7 +22,7 @@ from scotoma.training.average import AveragedSegmenter
 from scotoma.training.fit import build_objective
 from scotoma.training.run import new_segmenter
 from scotoma.training.train import open_data, train
-from small_data import QUICK
+from small_data import QUICK, write_blobs
 
 
 def gradients(data, run, rank, world, recipe):
@@ -77,8 +77,9 @@ def test_gradients_equal_those_of_the_joined_batch(pictures, run, tmp_path, reci
 
 
 @pytest.mark.parametrize("recipe", ["baseline", "missing-lesions"])
-def test_training_on_two_processes(pictures, tmp_path, monkeypatch, recipe):
+def test_training_on_two_processes(tmp_path, monkeypatch, recipe):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    pictures = write_blobs(tmp_path / "pictures", cases=12)
     settings = [f"--set={k}={v}" for k, v in {**QUICK, "training.steps": 4}.items()]
     command = [sys.executable, "-m", "scotoma.cli", "train", str(pictures), "-o", str(tmp_path / "run")]
     done = subprocess.run(
@@ -88,7 +89,7 @@ def test_training_on_two_processes(pictures, tmp_path, monkeypatch, recipe):
         timeout=200,
     )
     assert done.returncode == 0, done.stderr
-    # Too few cases to speak against the masks.
+    # Nothing speaks against the masks.
     assert done.stderr.count("training starts over") == (recipe == "missing-lesions")
     assert (tmp_path / "run" / "model.safetensors").is_file()
     assert (tmp_path / "run" / "validation" / "evaluation.json").is_file()

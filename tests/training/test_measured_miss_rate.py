@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 
 from scotoma.config import load_settings
 from scotoma.data.dataset import open_dataset
-from scotoma.data.preprocess import preprocess
+from scotoma.data.preprocess import CachedCase, preprocess
 from scotoma.data.splits import read_split
 from scotoma.imperfections.corrupt import corrupt_dataset
 from scotoma.losses import MissRate
+from scotoma.reporting.report import build_report
 from scotoma.training.miss_rate import MeasureMissRate, detections
 from scotoma.training.run import RunFolder
 from scotoma.training.train import label_map_of, open_data, train
@@ -107,16 +108,29 @@ def test_what_has_started_over_resumes_without_measuring_again(
     assert same_weights(RunFolder(cut).weights, RunFolder(baseline).weights)
 
 
-def test_resumed_after_the_measurement_it_goes_on_with_it(pictures, tmp_path, monkeypatch):
+def test_few_cases_are_believed_from_the_start(pictures, tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "scotoma"):
+        run = train(pictures, settings_of(**QUICK), tmp_path / "run")
+    assert "8 cases are too few to tell whether lesions are missing" in caplog.text
+    assert "starts over" not in caplog.text
+    assert rates(run) == [0.0] * 3
+    assert "had too few cases to tell" in build_report(run).read_text("utf-8")
+    baseline = train(
+        pictures, load_settings("baseline", overrides={**LONGER_BASELINE, **QUICK}), tmp_path / "b"
+    )
+    assert same_weights(RunFolder(run).weights, RunFolder(baseline).weights)
+
+
+def test_resumed_after_the_measurement_it_goes_on_with_it(complete, tmp_path, monkeypatch):
     rest = iter([0.1, 0.06, 0.1, 0.06])  # of all and of validation cases, of two runs
 
     def estimate(*detections):
-        return MissRate(next(rest), 0.2, 9, 5)
+        return MissRate(next(rest), 0.2, 9, 5, 20)
 
     monkeypatch.setattr("scotoma.training.miss_rate.estimate_miss_rate", estimate)
     changes = {**QUICK, "objective.beta_ramp": [0.1, 0.5]}
-    whole = train(pictures, settings_of(**changes), tmp_path / "whole")
-    part = interrupted_and_resumed(pictures, settings_of(**changes), tmp_path / "part", monkeypatch)
+    whole = train(complete, settings_of(**changes), tmp_path / "whole")
+    part = interrupted_and_resumed(complete, settings_of(**changes), tmp_path / "part", monkeypatch)
     assert rates(whole) == rates(part)
     assert rates(whole)[-2:] == pytest.approx([0.1, 0.1])
     assert next(rest, None) is None
@@ -151,6 +165,24 @@ def test_processes_share_the_cases_and_agree(doubting, hidden, tmp_path):
         assert {case for *_, case in found} == set(range(7, 7 + count))
         alone = repr(found)
         assert [(tmp_path / f"{count}-{rank}").read_text() for rank in (0, 1)] == [alone, alone]
+
+
+@pytest.mark.parametrize(
+    ("steps", "parts", "rows"),
+    [(1000, 30, {150}), (60, 10, {107}), (1, 10, {64})],
+)
+def test_large_images_are_asked_in_parts(doubting, steps, parts, rows):
+    # 150 x 150 in windows of 64 is three by three of them.
+    plan = RunFolder(doubting).read_plan()
+    cases = [CachedCase(str(n), doubting, (1, 150, 150), (1, 1)) for n in range(30)]
+    settings = settings_of(**{"training.steps": steps})
+    chosen = MeasureMissRate(cases, cases[:12], plan, settings).cases[0]
+    assert len({part.case.id for part in chosen}) == len(chosen) == parts
+    taken = [part.of(np.broadcast_to(np.arange(150), (2, 1, 150, 150)).swapaxes(2, 3)) for part in chosen]
+    assert {part.shape[2] for part in taken} <= rows
+    assert len({part[0, 0, 0, 0] for part in taken}) > 1 or steps == 1000  # from anywhere
+    few = MeasureMissRate(cases[:4], cases[:4], plan, settings).cases[1]
+    assert len(few) == 4
 
 
 def test_detections_are_components_above_one_half():

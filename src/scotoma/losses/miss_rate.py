@@ -20,10 +20,13 @@ _GROUP_SIZE = 200
 _HARDLY_DRAWN = 0.05
 _STANDARD_ERRORS = 2
 _BELIEVABLE = 0.6
-_CASES = 10
 _LOGIT_STEP = 0.05
 _SHARES = np.arange(1, 101) / 100
 _SHIFTS = np.arange(-16, 8.05, 0.1)[:, None]
+
+
+CASES = 10
+"""Fewer do not tell a standard error."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +35,19 @@ class MissRate:
 
     Attributes:
         rate: the share of lesions that is missing at least, in [0, .6]: two standard errors below `likely`;
-            0 where there are fewer than ten cases, which do not tell a standard error, or where `likely` is
-            beyond belief.
+            0 where fewer than ten cases have detections, which do not tell a standard error, or where
+            `likely` is beyond belief.
         likely: the most likely share.
         detections: how many there were.
         drawn: how many of them have a drawn lesion.
+        cases: how many have detections.
     """
 
     rate: float
     likely: float
     detections: int
     drawn: int
+    cases: int
 
 
 def estimate_miss_rate(
@@ -91,7 +96,7 @@ def estimate_miss_rate(
             f" got {z.shape}, {hit.shape}, {size.shape} and {case.shape}"
         )
     if not hit.any():
-        return MissRate(0.0, 0.0, len(z), 0)
+        return MissRate(0.0, 0.0, len(z), 0, len(np.unique(case)))
     group = _by_size(size, hit)
     numbers, case = np.unique(case, return_inverse=True)
     # Place 0 is all cases, place n + 1 all but case n.
@@ -106,9 +111,9 @@ def estimate_miss_rate(
     n = len(without_one)
     error = np.sqrt((n - 1) / n * ((without_one - without_one.mean()) ** 2).sum())
     rate = max(0.0, likely - _STANDARD_ERRORS * float(error))
-    if n < _CASES or likely > _BELIEVABLE:
+    if n < CASES or likely > _BELIEVABLE:
         rate = 0.0
-    return MissRate(round(rate, 3), round(likely, 3), len(z), int(hit.sum()))
+    return MissRate(round(rate, 3), round(likely, 3), len(z), int(hit.sum()), n)
 
 
 def _by_size(size: np.ndarray, hit: np.ndarray) -> np.ndarray:

@@ -253,8 +253,8 @@ def run_warnings(run: Run) -> list[str]:
         )
     elif measured is not None:
         out.append(
-            "Its detections gave no evidence that lesions are missing from the masks it learned from, so it"
-            " started over and believed them: what it is now, `baseline` would have been."
+            "It found no evidence that lesions are missing from the masks it learned from, or had too few"
+            " cases to tell, so it believed them, as `baseline` does."
         )
     if doubts_missing(run) and keeps_best(run):
         out.append(

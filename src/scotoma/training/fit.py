@@ -22,6 +22,7 @@ from scotoma.data.sampling import VALIDATION_EPOCH, EpochSampler, PatchDataset
 from scotoma.errors import SettingsError
 from scotoma.files import write_json
 from scotoma.losses import Objective
+from scotoma.losses.miss_rate import CASES
 from scotoma.training.callbacks import (
     CollapseAlarm,
     KeepWeights,
@@ -102,8 +103,10 @@ def _fit(
     keep = KeepWeights(run.best, training.select)
     table = MetricsTable(run.metrics)
     callbacks: list[Any] = [keep, collapse, table]
+    too_few = module.objective.measures_miss_rate and len(train) + len(validation) < CASES
     if module.objective.measures_miss_rate:
-        callbacks.append(MeasureMissRate(train, validation, plan, settings, miss_rate))
+        known = 0.0 if too_few else miss_rate
+        callbacks.append(MeasureMissRate(train, validation, plan, settings, known))
     if not progress_bar:
         callbacks.append(SayEveryEpoch(table))
     if training.early_stopping:
@@ -141,6 +144,13 @@ def _fit(
         rank=trainer.global_rank,
         world=trainer.world_size,
     )
+    if too_few and trainer.is_global_zero:
+        log.warning(
+            "%d cases are too few to tell whether lesions are missing from the masks, so these are believed,"
+            " as by the recipe baseline; if you know that some are missing, set"
+            " objective.expected_miss_rate=null, or to their share",
+            len(train) + len(validation),
+        )
     if miss_rate is not None and trainer.is_global_zero:
         shutil.rmtree(run.events, ignore_errors=True)  # of the start that is given up
     start = time.monotonic()

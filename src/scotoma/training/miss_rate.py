@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from scotoma.data.labels import IGNORE
 from scotoma.data.plan import Plan
 from scotoma.data.preprocess import CachedCase
 from scotoma.losses import MissRate, estimate_miss_rate
+from scotoma.losses.miss_rate import CASES
 from scotoma.networks.segmenter import Segmenter
 from scotoma.prediction.predict import PRECISION, as_model
 from scotoma.prediction.sliding_window import predict_slabs, slab_axis, window_starts
@@ -49,7 +51,8 @@ class MeasureMissRate(Callback):
     All cases together are the most there is to learn from; but a network that knows its training cases by
     heart detects in them what is drawn and nothing else, so validation cases, where there are enough, are
     asked alone as well. Either gives a lower bound, and the higher one holds. Of both, so many cases are
-    taken at random that it costs no more than a sixth of the run's time; but two at least.
+    taken at random that it costs no more than a sixth of the run's time; of large images parts, so that
+    there are ten cases at least.
 
     Where masks are believed, training starts over with that knowledge (`rate` 0), and is then that of the
     recipe `baseline` from the first step: weights that have been pulled towards the drawn lesions until here
@@ -118,14 +121,18 @@ class MeasureMissRate(Callback):
                     100 * found.rate,
                 )
             if objective.doubt == 0:
+                told = max(found.cases for found in measured.values())
                 log.info(
-                    "that is no evidence: the masks are believed, and training starts over as by the recipe"
-                    " baseline; objective.expected_miss_rate=null doubts them without evidence"
+                    "%s: the masks are believed, and training starts over as by the recipe baseline;"
+                    " objective.expected_miss_rate=null doubts them without evidence",
+                    "that is no evidence"
+                    if told >= CASES
+                    else f"{told} cases with detections are too few to tell",
                 )
         if objective.doubt == 0:
             raise MasksBelieved
 
-    def _detections(self, segmenter: Segmenter, cases: Sequence[CachedCase], first: int = 0) -> np.ndarray:
+    def _detections(self, segmenter: Segmenter, cases: Sequence[Part], first: int = 0) -> np.ndarray:
         """Of all processes: logits, drawn, sizes as `detections` gives them, and the number of the case,
         counted from `first`; (4, N)."""
         training = segmenter.training
@@ -134,8 +141,8 @@ class MeasureMissRate(Callback):
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         mine: list[np.ndarray] = [np.empty((4, 0))]
         for number in range(rank, len(cases), world):
-            case = cases[number]
-            found = detections(self._probability(segmenter, case, device), case.label())
+            part = cases[number]
+            found = detections(self._probability(segmenter, part, device), part.of(part.case.label()))
             mine.append(np.vstack([*found, np.full(found.shape[1], first + number)]))
         segmenter.train(training)
         parts: list[Any] = [np.concatenate(mine, 1)]
@@ -144,11 +151,11 @@ class MeasureMissRate(Callback):
             dist.all_gather_object(parts, np.concatenate(mine, 1))
         return np.concatenate(parts, 1)
 
-    def _probability(self, segmenter: Segmenter, case: CachedCase, device: torch.device) -> np.ndarray:
+    def _probability(self, segmenter: Segmenter, part: Part, device: torch.device) -> np.ndarray:
         """Probability of any lesion class on the network's grid, float32 (Z, Y, X)."""
-        image, plan, on_gpu = case.image(), self.plan, device.type == "cuda"
-        axis = slab_axis(case.shape, plan.patch)
-        lesion = np.empty(case.shape, dtype=np.float32)
+        image, plan, on_gpu = part.of(part.case.image()), self.plan, device.type == "cuda"
+        axis = slab_axis(image.shape[1:], plan.patch)
+        lesion = np.empty(image.shape[1:], dtype=np.float32)
         moved = np.moveaxis(lesion, axis, 0)
         for start, stop, probabilities in predict_slabs(
             as_model(segmenter, plan),
@@ -177,16 +184,50 @@ def _estimate(*found: np.ndarray) -> MissRate:
     return estimate_miss_rate(logits, drawn > 0, sizes, cases)
 
 
-def _some(cases: Sequence[CachedCase], plan: Plan, windows: float, seed: int) -> list[CachedCase]:
-    """Cases drawn at random, as many as have that many windows together, but two at least."""
-    chosen: list[CachedCase] = []
-    for n in np.random.default_rng(seed).permutation(len(cases)):
-        axes = zip(cases[n].shape, plan.patch, strict=True)
-        windows -= math.prod(len(window_starts(length, size, _OVERLAP)) for length, size in axes)
-        if windows < 0 and len(chosen) >= 2:
-            break
-        chosen.append(cases[n])
-    return chosen
+@dataclass(frozen=True)
+class Part:
+    """A case from `start` to `stop` along one axis of (Z, Y, X)."""
+
+    case: CachedCase
+    axis: int
+    start: int
+    stop: int
+
+    def of(self, array: np.ndarray) -> np.ndarray:
+        """That part of (..., Z, Y, X)."""
+        place = [slice(None)] * 3
+        place[self.axis] = slice(self.start, self.stop)
+        return array[(..., *place)]
+
+
+def _some(cases: Sequence[CachedCase], plan: Plan, windows: float, seed: int) -> list[Part]:
+    """Cases drawn at random, as many as have that many windows together; or, where that is too few to
+    learn from, parts of as many as it takes, of one layer of windows at least."""
+    rng = np.random.default_rng(seed)
+    order = [cases[n] for n in rng.permutation(len(cases))]
+    cost = np.cumsum([math.prod(len(s) for s in _starts(case, plan)) for case in order])
+    enough = min(CASES, len(order))
+    fit = int((cost <= windows).sum())
+    if fit >= enough:
+        return [Part(case, 0, 0, case.shape[0]) for case in order[:fit]]
+    return [_part(case, plan, windows / enough, rng) for case in order[:enough]]
+
+
+def _starts(case: CachedCase, plan: Plan) -> list[list[int]]:
+    axes = zip(case.shape, plan.patch, strict=True)
+    return [window_starts(length, size, _OVERLAP) for length, size in axes]
+
+
+def _part(case: CachedCase, plan: Plan, windows: float, rng: np.random.Generator) -> Part:
+    """So many layers of windows, from anywhere in the case, as have that many windows."""
+    axis = slab_axis(case.shape, plan.patch)
+    starts = _starts(case, plan)
+    along = starts[axis]
+    layer = math.prod(len(s) for s in starts) // len(along)
+    layers = min(len(along), max(1, int(windows / layer)))
+    first = int(rng.integers(len(along) - layers + 1))
+    stop = along[first + layers - 1] + plan.patch[axis]
+    return Part(case, axis, max(0, along[first]), min(case.shape[axis], stop))
 
 
 def detections(lesion: np.ndarray, label: np.ndarray) -> np.ndarray:
