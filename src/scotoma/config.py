@@ -64,6 +64,11 @@ class SplitSettings(Section):
     fold: int | Literal["all"] = Field(
         default=0, description="the fold that validates; 'all' trains one model per fold"
     )
+    labelled: float | list[str] | None = Field(
+        default=None,
+        description="learn from this share of the patients, drawn by the seed, or from these cases, as if no"
+        " other had a mask",
+    )
     file: str | None = Field(
         default=None, description="JSON with lists of case ids: train, validation and, if wanted, test"
     )

@@ -115,6 +115,18 @@ def test_equal_losses_are_kept_alike(smooth):
     assert logits.grad.std(dim=(0, 2, 3)).max() < 1e-8
 
 
+def test_tied_losses_of_a_small_class_go_by_half_at_most():
+    target = torch.zeros(1, 1000, dtype=torch.long)
+    target[0, :60] = 1
+    logits = torch.zeros(1, 2, 1000)
+    logits[:, 0] = 3  # the same everywhere, so that all lesion voxels are tied at the cut
+    loss = per_voxel(logits, target).view(target.shape)
+    selection = Selection(0.05, 1.0, smooth=False)
+    weights = selection.voxel_weights(loss, prepare(logits, target, None))
+    assert weights[0, :60].mean() == pytest.approx(0.5)
+    assert weights[0, 60:].eq(1).all()
+
+
 @pytest.mark.parametrize("smooth", [True, False])
 @pytest.mark.parametrize("per_class", [True, False])
 def test_a_small_class_never_loses_more_than_half(smooth, per_class):
@@ -337,10 +349,11 @@ def test_k_ramps_down_from_all():
     "wrong",
     [{"sigma": 1.0}, {"sigma": -0.1}, {"k": 0}, {"k": 1.5}, {"k": True}, {"max_class_drop": 0}, {"queue": -1},
      {"drop_above": -1}, {"spare_regions": -1},
+     {"dice": -1}, {"dice": math.nan}, {"base": "lopsided", "dice": 1.0}, {"k_ramp": 0.5},
      {"pixel_temperature": 0}, {"base": "hinge"}, {"sigma_ramp": (0.5, 0.5)}, {"k_ramp": (0.5,)}],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"must|share|number|at least"):
+    with pytest.raises(ValueError, match=r"must|share|number|at least|Dice pulls"):
         TopKBottomSigmaLoss(**wrong)
 
 

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -193,6 +194,13 @@ def test_trimming_does_not_hide_what_is_not_finite(sigma):
         ({"teacher": "average"}, "only the lopsided"),
         ({"num_classes": 1}, "at least 2"),
         ({"beta_ramp": [0.5, 0.2]}, "start < end"),
+        ({"beta_ramp": 0.5}, "start < end"),
+        ({"expected_miss_rate": 0.3}, "is for the lopsided"),
+        ({"expected_miss_rate": "measured"}, "is for the lopsided"),
+        ({"voxel": "lopsided", "expected_miss_rate": "measured"}, "a beta_ramp that begins after"),
+        ({"ce": float("nan")}, "one of them > 0"),
+        ({"content": float("nan")}, "must be >= 0"),
+        ({"class_weights": [1, -2, 1]}, "must be >= 0"),
         ({"content": 0.25, "content_extractor": "self"}, "needs a weights file"),
         ({"dragsaw": 0.01, "dragsaw_cross_level": True}, "needs the channels"),
     ],
@@ -200,6 +208,40 @@ def test_trimming_does_not_hide_what_is_not_finite(sigma):
 def test_contradictions_are_refused_with_the_reason(settings, reason):
     with pytest.raises(ValueError, match=reason):
         Objective(**{"num_classes": 3, **settings})
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"class_weights": [1.0, 2.0, 3.0]}, {"sigma": 0.1, "k": 0.5}], ids=str
+)
+def test_a_weight_per_voxel_scales_the_voxel_loss(settings):
+    logits, target, _ = inputs()
+    logits = logits.detach().requires_grad_()
+    weight = torch.rand(target.shape, generator=torch.Generator().manual_seed(1))
+    objective = Objective(3, **settings, dice=0.0)
+    assert_close(
+        objective(logits, target, weight=torch.full_like(weight, 2.0)), 2 * objective(logits, target)
+    )
+    weight[:, :2] = 0
+    (gradient,) = torch.autograd.grad(objective(logits, target, weight=weight), logits)
+    assert gradient[:, :, :2].eq(0).all()
+    assert gradient[:, :, 2:].ne(0).any()
+    if not settings:
+        expected = (F.cross_entropy(logits, target, reduction="none") * weight).mean()
+        assert_close(objective(logits, target, weight=weight), expected)
+        low = [subsample(logits, (4, 4), 2), subsample(target, (4, 4), 1), subsample(weight, (4, 4), 1)]
+        parts = [expected, (F.cross_entropy(low[0], low[1], reduction="none") * low[2]).mean()]
+        assert_close(objective([logits, low[0]], target, weight=weight), (2 * parts[0] + parts[1]) / 3)
+    with pytest.raises(ValueError, match="a weight per voxel"):
+        objective(logits, target, weight=weight[:1])
+
+
+def test_numpy_integers_are_ignored_like_others():
+    logits, target, _ = inputs()
+    marked = target.masked_fill(target == 1, 255)
+    assert_close(
+        Objective(3, ignore_index=np.int64(255))(logits, marked),
+        Objective(3, ignore_index=255)(logits, marked),
+    )
 
 
 def test_wrong_inputs_are_refused():

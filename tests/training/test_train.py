@@ -217,6 +217,39 @@ def test_kinds_of_networks(volumes, tmp_path, kind, architecture):
     assert (out / "validation" / "case00.nii.gz").is_file() or list((out / "validation").glob("*.nii.gz"))
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("sigma", "high", "should be a valid number"),
+        ("sigma", float("inf"), "should be a finite number"),
+        ("beta_ramp", 0.5, "should be"),
+        ("class_weights", 3, "should be"),
+        ("k", "half", "should be"),
+        ("deep_supervision_weights", 0.5, "should be"),
+        ("gate", "all", "'voxel' or 'component'"),
+        ("num_classes", 3, "unknown setting"),
+    ],
+)
+def test_a_setting_of_the_wrong_kind_is_named(pictures, tmp_path, name, value, said):
+    with pytest.raises(SettingsError, match=rf"objective\.{name}") as caught:
+        train(pictures, quick(**{f"objective.{name}": value}), tmp_path / "run")
+    assert said in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_few_cases_are_learned_from_and_the_others_set_aside(pictures, tmp_path):
+    few = train(pictures, quick(**{"split.labelled": 0.5, "training.steps": 2}), tmp_path / "run")
+    split = json.loads((few / "splits.json").read_text())
+    assert len(split["train"]) + len(split["validation"]) == 4
+    assert not split["test"]
+    changes = {"split.labelled": 0.5, "split.file": str(few / "splits.json")}
+    with pytest.raises(SettingsError, match=r"split\.labelled: the split in split\.file"):
+        train(pictures, quick(**changes), tmp_path / "both")
+    folds = {"split.fold": "all", "split.folds": 3, "split.labelled": split["train"][:2], "training.steps": 2}
+    every = train(pictures, quick(**folds), tmp_path / "folds")
+    assert sorted(p.name for p in every.glob("fold_*")) == ["fold_0", "fold_1"]
+
+
 def test_an_objective_that_contradicts_itself_is_refused(pictures, tmp_path):
     with pytest.raises(SettingsError, match="objective"):
         train(pictures, quick(**{"objective.voxel": "nonsense"}), tmp_path / "run")

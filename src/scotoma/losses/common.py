@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 
@@ -220,7 +220,7 @@ def ignored_voxels(target: Tensor, ignore_index: int | Sequence[int] | None) -> 
     """Mask of the voxels with one of the ignored values; None where no value is ignored."""
     if ignore_index is None:
         return None
-    values = [ignore_index] if isinstance(ignore_index, int) else list(ignore_index)
+    values = list(ignore_index) if isinstance(ignore_index, Iterable) else [ignore_index]
     if not values:
         return None
     mask = target == values[0]
@@ -247,11 +247,9 @@ def check_window(name: str, window: Sequence[float] | None) -> tuple[float, floa
     """A ramp's window as a pair 0 <= start < end <= 1."""
     if window is None:
         return None
-    pair = tuple(float(x) for x in window)
+    pair = tuple(float(x) for x in window) if isinstance(window, Sequence) else ()
     if len(pair) != 2 or not 0 <= pair[0] < pair[1] <= 1:
-        raise ValueError(
-            f"{name} must be [start, end] with 0 <= start < end <= 1 of training; got {list(window)}"
-        )
+        raise ValueError(f"{name} must be [start, end] with 0 <= start < end <= 1 of training; got {window}")
     return pair[0], pair[1]
 
 

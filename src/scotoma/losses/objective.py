@@ -203,7 +203,7 @@ class Objective(nn.Module):
         self.content: SiameseContentLoss | None = None
         self.dragsaw_weight = dragsaw
         self.dragsaw: PatchDragsawLoss | None = None
-        self._check(content)
+        self._check(content, expected_miss_rate)
         if content > 0:
             self.content = SiameseContentLoss(
                 content_extractor,
@@ -231,16 +231,16 @@ class Objective(nn.Module):
         self.progress = 1.0
         self.terms: dict[str, Tensor] = {}
 
-    def _check(self, content: float) -> None:
+    def _check(self, content: float, expected_miss_rate: float | str | None) -> None:
         """Refuse settings that contradict each other."""
-        if self.ce < 0 or self.dice < 0 or self.ce + self.dice == 0:
+        if self.ce < 0 or self.dice < 0 or not 0 < self.ce + self.dice < math.inf:
             raise ValueError(
                 "the weights of the voxel loss and of Dice must be >= 0, one of them > 0; "
                 f"got {self.ce}, {self.dice}"
             )
         if not self.voxel_loss.focal_gamma >= 0:
             raise ValueError(f"focal_gamma must be >= 0; got {self.voxel_loss.focal_gamma}")
-        if content < 0 or self.dragsaw_weight < 0:
+        if not 0 <= content + self.dragsaw_weight < math.inf or content < 0 or self.dragsaw_weight < 0:
             raise ValueError(f"weights of terms must be >= 0; got {content}, {self.dragsaw_weight}")
         if self.class_weights is not None:
             if self.voxel == "lopsided":
@@ -249,12 +249,17 @@ class Objective(nn.Module):
                 )
             if len(self.class_weights) != self.num_classes:
                 raise ValueError(f"{len(self.class_weights)} class_weights for {self.num_classes} classes")
-        if self.measures_miss_rate and (
-            self.voxel != "lopsided" or not self.beta_ramp or not self.beta_ramp[0]
-        ):
+            if not (self.class_weights >= 0).all():
+                raise ValueError(f"class_weights must be >= 0; got {self.class_weights.tolist()}")
+        if expected_miss_rate is not None and self.voxel != "lopsided":
             raise ValueError(
-                "expected_miss_rate 'measured' goes with the lopsided voxel loss and a beta_ramp that begins"
-                " after the start of training, when it is measured; None does without"
+                "expected_miss_rate is for the lopsided voxel loss; set voxel to 'lopsided', or"
+                " expected_miss_rate to None"
+            )
+        if self.measures_miss_rate and not (self.beta_ramp and self.beta_ramp[0]):
+            raise ValueError(
+                "expected_miss_rate 'measured' goes with a beta_ramp that begins after the start of training,"
+                " when it is measured; None does without"
             )
         if self.teacher not in ("self", "average"):
             raise ValueError(f"teacher must be 'self' or 'average', not {self.teacher!r}")
@@ -311,6 +316,7 @@ class Objective(nn.Module):
         features: Mapping[str, Tensor] | Sequence[Tensor] | None = None,
         *,
         teacher_logits: Tensor | None = None,
+        weight: Tensor | None = None,
     ) -> Tensor:
         """The scalar to minimise.
 
@@ -321,6 +327,8 @@ class Objective(nn.Module):
             features: inner feature maps of the network, needed by the patch-dragsaw term.
             teacher_logits: (B, C, *S) of an averaged teacher, who then decides which background labels the
                 lopsided loss overrules; needed with teacher "average" once beta is below 1.
+            weight: (B, *S) factor >= 0 per voxel on the voxel loss, before voxels and images are selected;
+                its mean still divides by the number of voxels. The other terms do without.
         """
         if self.asks_average and teacher_logits is None:
             raise ValueError(
@@ -329,7 +337,9 @@ class Objective(nn.Module):
             )
         levels = [full_precision(level) for level in ([logits] if isinstance(logits, Tensor) else logits)]
         target = class_map(target, levels[0].shape[2:])
-        terms, shares = self._segmentation_terms(levels, target, teacher_logits)
+        if weight is not None and weight.shape != target.shape:
+            raise ValueError(f"expected a weight per voxel, {tuple(target.shape)}; got {tuple(weight.shape)}")
+        terms, shares = self._segmentation_terms(levels, target, teacher_logits, weight)
         if self.miss_rate is not None:
             shares["miss_rate"] = levels[0].new_tensor(self.miss_rate)
         total = torch.stack([self._weight(name) * value for name, value in terms.items()]).sum()
@@ -339,9 +349,9 @@ class Objective(nn.Module):
             if image is None:
                 raise ValueError("the content term needs the image: objective(logits, target, image=...)")
             terms["content"] = self.content(levels[0], target, image)
-            weight = strength * self.content_weight(total, terms["content"], levels[0])
-            shares["content_weight"] = weight
-            total = total + weight * terms["content"]
+            share = strength * self.content_weight(total, terms["content"], levels[0])
+            shares["content_weight"] = share
+            total = total + share * terms["content"]
         if self.dragsaw is not None:
             if features is None:
                 raise ValueError(
@@ -356,7 +366,11 @@ class Objective(nn.Module):
         return total
 
     def _segmentation_terms(
-        self, levels: Sequence[Tensor], target: Tensor, teacher_logits: Tensor | None
+        self,
+        levels: Sequence[Tensor],
+        target: Tensor,
+        teacher_logits: Tensor | None,
+        voxel_weight: Tensor | None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Scalar terms summed over the resolutions, and shares to watch."""
         weights = level_weights(self.deep_supervision_weights, len(levels))
@@ -368,7 +382,8 @@ class Objective(nn.Module):
                 continue
             space = level.shape[2:]
             teacher = None if teacher_logits is None else full_precision(subsample(teacher_logits, space, 2))
-            found_parts, found_shares = self._one_level(level, subsample(target, space, 1), teacher)
+            factor = None if voxel_weight is None else subsample(voxel_weight, space, 1)
+            found_parts, found_shares = self._one_level(level, subsample(target, space, 1), teacher, factor)
             for collected, found in ((parts, found_parts), (shares, found_shares)):
                 for name, value in found.items():
                     collected[name] = collected.get(name, 0.0) + weight * value
@@ -388,7 +403,7 @@ class Objective(nn.Module):
         return self.dice if term == "dice" else self.ce
 
     def _one_level(
-        self, logits: Tensor, target: Tensor, teacher: Tensor | None
+        self, logits: Tensor, target: Tensor, teacher: Tensor | None, weight: Tensor | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Terms of one resolution, and shares to watch.
 
@@ -401,9 +416,10 @@ class Objective(nn.Module):
             )
         batch = prepare(logits, target, self.ignore_index)
         count = batch.count()
-        importance = None
+        importance = weight
         if self.class_weights is not None:
-            importance = self.class_weights.to(batch.logits.dtype)[batch.target.clamp(min=0)]
+            of_class = self.class_weights.to(batch.logits.dtype)[batch.target.clamp(min=0)]
+            importance = of_class if weight is None else of_class * weight
         voxels = self.voxel_loss(batch, self.current_alpha, self.current_beta, teacher, importance)
         kept = self.selection.voxel_weights(voxels.value, batch)
         dice_weight = kept

@@ -257,10 +257,13 @@ class Selection(nn.Module):
         allowed = {c: math.floor(self.max_class_drop * n) for c, n in enumerate(present) if n > 0}
         small = [c for c, most in allowed.items() if most < dropped]  # the others cannot lose too many
         if small:
-            over = labels[values > tau]
-            lost = torch.stack([(over == c).sum() for c in small]).tolist()
-            for c, gone in zip(small, lost, strict=True):
-                if gone > allowed[c]:
+            if self.smooth:
+                over = labels[values > tau]
+                lost = torch.stack([(over == c).sum() for c in small]).tolist()
+            else:  # values tied at the cut go in part
+                lost = torch.stack([(1 - out[labels == c]).sum() for c in small]).tolist()
+            for c, dropped_of_class in zip(small, lost, strict=True):
+                if dropped_of_class > allowed[c]:
                     out.mul_(where_true(torch.ne, labels, float(c)))
                     self._trim_class(values, labels, c, present[c], allowed[c], out)
 

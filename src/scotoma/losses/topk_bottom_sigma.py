@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -89,6 +90,13 @@ class TopKBottomSigmaLoss(nn.Module):
         super().__init__()
         if not callable(base) and base not in ("ce", "lopsided", "focal"):
             raise ValueError(f"base must be 'ce', 'lopsided', 'focal' or a function, not {base!r}")
+        if not 0 <= dice < math.inf:
+            raise ValueError(f"dice is the weight of a term, at least 0; got {dice}")
+        if base == "lopsided" and dice > 0:
+            raise ValueError(
+                "Dice pulls the missed lesions back that the lopsided loss lets go; set dice to 0, or take"
+                " Objective with dice_excludes_bootstrapped"
+            )
         self.base: Base = base
         self.dice = dice
         self.ignore_index = ignore_index

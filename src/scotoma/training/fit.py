@@ -10,9 +10,10 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch.utils.data import BatchSampler, DataLoader
 
 from scotoma.config import Settings
@@ -218,12 +219,18 @@ def build_objective(settings: Settings, plan: Plan, extractor: Path | None = Non
         SettingsError: unknown or contradicting settings.
     """
     content = dict(settings.objective)
-    known = list(inspect.signature(Objective).parameters)
-    for name in content:
+    known = [name for name in inspect.signature(Objective).parameters if name != "num_classes"]
+    types = get_type_hints(Objective.__init__)
+    for name, value in content.items():
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean 'objective.{close[0]}'?" if close else f"there are: {', '.join(known)}."
             raise SettingsError(f"unknown setting 'objective.{name}'; {hint}")
+        try:
+            TypeAdapter(types.get(name, Any), config=ConfigDict(allow_inf_nan=False)).validate_python(value)
+        except ValidationError as error:
+            reasons = dict.fromkeys(fault["msg"] for fault in error.errors())
+            raise SettingsError(f"objective.{name} = {value!r}: {'; or '.join(reasons)}.") from None
     if extractor is not None and needs_extractor(settings):
         content["content_weights"] = str(extractor)
     if content.get("dragsaw") and content.get("dragsaw_cross_level"):

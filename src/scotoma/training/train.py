@@ -19,7 +19,7 @@ from scotoma.data.examine import values_of
 from scotoma.data.labels import LabelMap, propose_label_map
 from scotoma.data.plan import Plan, choose_normalisation, make_plan, read_plan
 from scotoma.data.preprocess import CachedCase, case_key, preprocess
-from scotoma.data.splits import Split, check_split, make_split, read_split
+from scotoma.data.splits import Split, check_split, count_folds, make_split, read_split
 from scotoma.errors import InputError, ScotomaError, SettingsError
 from scotoma.files import write_json
 from scotoma.training.run import RunFolder
@@ -100,13 +100,16 @@ def train(
         run.path.mkdir(parents=True, exist_ok=True)
         settings.save(run.config)
         labelled = [case for case in dataset.train if case.label is not None]
-        patients = len({case.patient or case.id for case in labelled})
+        cut = settings.split
+        folds = count_folds(
+            labelled, test=cut.test, folds=cut.folds, seed=settings.seed, labelled=cut.labelled
+        )
         # One plan, since only models that see an image the same way can be averaged.
         if plan_file is None and not run.plan.is_file():
             plan_for(dataset, settings, labelled, label_map, result).save(run.plan)
         plan_file = plan_file or run.plan
         trained: list[RunFolder] = []
-        for fold in range(min(settings.split.folds, patients)):
+        for fold in range(folds):
             one = settings.model_copy(deep=True)
             one.split.fold = fold
             if one.data.cache is None:
@@ -309,10 +312,19 @@ def split_cases(run: RunFolder, settings: Settings, cases: list[Case]) -> Split:
     if run.config.is_file() and run.splits.is_file():
         split, source = read_split(run.splits), str(run.splits)
     elif wanted.file is not None:
+        if wanted.labelled is not None:
+            raise SettingsError("split.labelled: the split in split.file says already which cases to use.")
         split, source = read_split(Path(wanted.file)), wanted.file
     else:
         assert wanted.fold != "all"
-        return make_split(cases, test=wanted.test, folds=wanted.folds, fold=wanted.fold, seed=settings.seed)
+        return make_split(
+            cases,
+            test=wanted.test,
+            folds=wanted.folds,
+            fold=wanted.fold,
+            seed=settings.seed,
+            labelled=wanted.labelled,
+        )
     check_split(split, cases, source)
     return split
 
