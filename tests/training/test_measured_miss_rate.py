@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import time
 
 import numpy as np
 import pytest
@@ -95,6 +96,18 @@ def test_complete_masks_are_believed_and_the_run_is_the_baseline_then(complete, 
     assert rates(run) == [0.0] * 6  # nothing is left of the start that was given up
     assert len(list((run / "events").glob("events.out*"))) == 1
     assert same_weights(RunFolder(run).weights, RunFolder(baseline).weights)
+
+
+def test_what_was_measured_and_the_time_it_took_are_kept(complete, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "scotoma.training.miss_rate.estimate_miss_rate", lambda *_: MissRate(0.04, 0.2, 9, 5, 20)
+    )
+    monkeypatch.setattr(MeasureMissRate, "on_fit_start", lambda *_: time.sleep(3), raising=False)
+    changes = {**QUICK, "objective.beta_ramp": [0.1, 0.5]}
+    run = train(complete, settings_of(**changes), tmp_path / "run")
+    assert rates(run) == [0.04] * 3
+    rows = list(csv.DictReader((run / "metrics.csv").open()))
+    assert float(rows[0]["seconds"]) > 3
 
 
 def test_what_has_started_over_resumes_without_measuring_again(

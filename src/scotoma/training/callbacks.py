@@ -76,17 +76,21 @@ class MetricsTable(Callback):
 
     The table is part of the training state, so a resumed run goes on where its checkpoint was and not where
     the file was.
+
+    Args:
+        path: of the table.
+        spent: seconds of training before its first row.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, spent: float = 0.0) -> None:
+        self.path, self.spent = path, spent
         self.rows: list[dict[str, Any]] = []
         self._seconds = 0.0
         self._start = time.monotonic()
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._start = time.monotonic()
-        self._seconds = self.rows[-1]["seconds"] if self.rows else 0.0
+        self._seconds = self.rows[-1]["seconds"] if self.rows else self.spent
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         if not _validated(trainer):

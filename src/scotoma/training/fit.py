@@ -77,11 +77,14 @@ def fit(
     warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
     warnings.filterwarnings("ignore", message=".*srun.*|.*tensorboard.*|.*isinstance\\(treespec.*")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    start = time.monotonic()
     try:
         return _fit(run, settings, plan, train, validation, resume, progress_bar)
-    except MasksBelieved:
-        pass  # and what the traceback holds, such as loader processes, is let go
-    _fit(run, settings, plan, train, validation, False, progress_bar, miss_rate=0.0)
+    except MasksBelieved as found:
+        miss_rate = found.rate
+    # Out here, since the traceback holds what is to be let go, such as loader processes.
+    spent = time.monotonic() - start
+    _fit(run, settings, plan, train, validation, False, progress_bar, miss_rate, spent)
 
 
 def _fit(
@@ -93,6 +96,7 @@ def _fit(
     resume: bool,
     progress_bar: bool,
     miss_rate: float | None = None,
+    spent: float = 0.0,
 ) -> None:
     training = settings.training
     epoch_steps = min(training.epoch_steps, training.steps)
@@ -102,7 +106,7 @@ def _fit(
 
     collapse = CollapseAlarm(training.collapse_patience)
     keep = KeepWeights(run.best, training.select)
-    table = MetricsTable(run.metrics)
+    table = MetricsTable(run.metrics, spent)
     callbacks: list[Any] = [keep, collapse, table]
     too_few = module.objective.measures_miss_rate and len(train) + len(validation) < CASES
     if module.objective.measures_miss_rate:
@@ -166,7 +170,7 @@ def _fit(
         log.info(
             "trained %d steps in %.0f s; weights of epoch %d (validation Dice %.3f)",
             trainer.global_step,
-            time.monotonic() - start,
+            spent + time.monotonic() - start,
             keep.best_epoch,
             keep.best,
         )

@@ -41,7 +41,15 @@ _OVERLAP = 0.25
 
 
 class MasksBelieved(Exception):
-    """No evidence that lesions are missing: what was trained so far has served, and training starts over."""
+    """No evidence that lesions are missing: what was trained so far has served, and training starts over.
+
+    Attributes:
+        rate: what was measured, too little to count.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__(f"{rate:.0%} of the lesions are missing from the masks at least")
+        self.rate = rate
 
 
 class MeasureMissRate(Callback):
@@ -54,7 +62,7 @@ class MeasureMissRate(Callback):
     taken at random that it costs no more than a sixth of the run's time; of large images parts, so that
     there are ten cases at least.
 
-    Where masks are believed, training starts over with that knowledge (`rate` 0), and is then that of the
+    Where masks are believed, training starts over with that knowledge (`rate`), and is then that of the
     recipe `baseline` from the first step: weights that have been pulled towards the drawn lesions until here
     do not find back in what is left of a run.
 
@@ -130,7 +138,7 @@ class MeasureMissRate(Callback):
                     else f"{told} cases with detections are too few to tell",
                 )
         if objective.doubt == 0:
-            raise MasksBelieved
+            raise MasksBelieved(self.rate)
 
     def _detections(self, segmenter: Segmenter, cases: Sequence[Part], first: int = 0) -> np.ndarray:
         """Of all processes: logits, drawn, sizes as `detections` gives them, and the number of the case,
