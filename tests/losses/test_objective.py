@@ -201,6 +201,7 @@ def test_trimming_does_not_hide_what_is_not_finite(sigma):
         ({"ce": float("nan")}, "one of them > 0"),
         ({"content": float("nan")}, "must be >= 0"),
         ({"class_weights": [1, -2, 1]}, "must be >= 0"),
+        ({"content": 1.0, "deep_supervision_weights": [0, 1]}, "do not begin with 0"),
         ({"content": 0.25, "content_extractor": "self"}, "needs a weights file"),
         ({"dragsaw": 0.01, "dragsaw_cross_level": True}, "needs the channels"),
     ],

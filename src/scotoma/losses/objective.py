@@ -242,6 +242,12 @@ class Objective(nn.Module):
             raise ValueError(f"focal_gamma must be >= 0; got {self.voxel_loss.focal_gamma}")
         if not 0 <= content + self.dragsaw_weight < math.inf or content < 0 or self.dragsaw_weight < 0:
             raise ValueError(f"weights of terms must be >= 0; got {content}, {self.dragsaw_weight}")
+        weights = self.deep_supervision_weights
+        if content > 0 and not isinstance(weights, str) and list(weights)[:1] == [0]:
+            raise ValueError(
+                "the content term is weighed against the loss at full resolution; give"
+                " deep_supervision_weights that do not begin with 0, or set content to 0"
+            )
         if self.class_weights is not None:
             if self.voxel == "lopsided":
                 raise ValueError(
