@@ -124,7 +124,7 @@ def test_the_objective_doubts_the_masks_as_far_as_there_is_reason():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"voxel": "ce", "beta_ramp": (0.4, 0.7)}, "goes with the lopsided"),
+        ({"voxel": "ce", "beta_ramp": (0.4, 0.7)}, "is for the lopsided"),
         ({"voxel": "lopsided"}, "beta_ramp"),
         ({"voxel": "lopsided", "beta_ramp": (0.0, 0.4)}, "after the start"),
         ({"voxel": "lopsided", "expected_miss_rate": "often"}, "'often'"),
