@@ -248,6 +248,9 @@ def test_few_cases_are_learned_from_and_the_others_set_aside(pictures, tmp_path)
     folds = {"split.fold": "all", "split.folds": 3, "split.labelled": split["train"][:2], "training.steps": 2}
     every = train(pictures, quick(**folds), tmp_path / "folds")
     assert sorted(p.name for p in every.glob("fold_*")) == ["fold_0", "fold_1"]
+    with pytest.raises(SettingsError, match="no case 'unknown' with a mask"):
+        train(pictures, quick(**{**folds, "split.labelled": ["unknown"]}), tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_an_objective_that_contradicts_itself_is_refused(pictures, tmp_path):

@@ -97,13 +97,13 @@ def train(
         label_map, result = _checked(dataset, settings, progress)
         if settings.split.file is not None:
             raise SettingsError("split.fold = all cuts its own folds, so it cannot go with split.file.")
-        run.path.mkdir(parents=True, exist_ok=True)
-        settings.save(run.config)
         labelled = [case for case in dataset.train if case.label is not None]
         cut = settings.split
         folds = count_folds(
             labelled, test=cut.test, folds=cut.folds, seed=settings.seed, labelled=cut.labelled
         )
+        run.path.mkdir(parents=True, exist_ok=True)
+        settings.save(run.config)
         # One plan, since only models that see an image the same way can be averaged.
         if plan_file is None and not run.plan.is_file():
             plan_for(dataset, settings, labelled, label_map, result).save(run.plan)
